@@ -1,0 +1,76 @@
+"""The gate: a trained head takes part in answers only where the hold-out finds it no worse than the floor.
+
+Also calibrates what the answers say of themselves: the temperature of the analytic scores and the weight of the trained head, both on hold-out samples that
+neither was trained on. Pure functions of the hold-out, so the same log publishes the same version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd.learning.adaptive import TrainedHead
+from latentd.learning.analytic import LinearHead
+from latentd.learning.snapshot import blend, softmax
+
+MIN_HOLDOUT = 30  # fewer hold-out samples decide nothing: the floor answers alone
+MAX_NEGATIVE_FLIPS = 0.02  # of the hold-out: right answers of the floor that the candidate gets wrong
+DEFAULT_TEMPERATURE = 1.5
+_TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_WEIGHTS = (0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """weight: of the trained head in the answers, 0 when it is kept out; reason says why, with the numbers."""
+
+    temperature: float
+    weight: float
+    reason: str
+    holdout: int
+    floor_correct: int
+    candidate_correct: int
+    negative_flips: int
+    answers: NDArray[np.int64]  # (holdout,) columns of the analytic head that the published snapshot answers
+
+
+def judge(analytic: LinearHead, trained: Optional[TrainedHead], features: NDArray[np.float32], columns: NDArray[np.int64]) -> Verdict:
+    """Calibrates and decides on the hold-out: features (H, F), columns (H,) the true class's column in the analytic head."""
+    count = len(columns)
+    scores = features @ analytic.weight + analytic.bias
+    temperature = _best_temperature(scores, columns) if count >= MIN_HOLDOUT else DEFAULT_TEMPERATURE
+    floor = softmax(scores / temperature)
+    floor_answers = np.argmax(floor, axis=1) if count and floor.shape[1] else np.zeros(count, np.int64)
+    floor_right = floor_answers == columns
+    if trained is None or count < MIN_HOLDOUT:
+        reason = "no trained head yet" if trained is None else f"{count} hold-out samples are too few to judge ({MIN_HOLDOUT} needed)"
+        return Verdict(temperature, 0.0, reason, count, int(floor_right.sum()), 0, 0, floor_answers)
+    weight, answers = _best_blend(analytic, trained, features, floor, columns)
+    right = answers == columns
+    flips = int((floor_right & ~right).sum())
+    numbers = f"hold-out {int(right.sum())} against {int(floor_right.sum())} right of {count}, {flips} negative flips"
+    if right.sum() < floor_right.sum() or flips > MAX_NEGATIVE_FLIPS * count:
+        return Verdict(temperature, 0.0, f"kept out: {numbers}", count, int(floor_right.sum()), int(right.sum()), flips, floor_answers)
+    return Verdict(temperature, weight, f"takes part: {numbers}", count, int(floor_right.sum()), int(right.sum()), flips, answers)
+
+
+def _best_blend(
+    analytic: LinearHead, trained: TrainedHead, features: NDArray[np.float32], floor: NDArray[np.float64], columns: NDArray[np.int64]
+) -> Tuple[float, NDArray[np.int64]]:
+    """The weight of least negative log-likelihood, and its answers."""
+    opinion = softmax(trained.scores(features))
+    blends = [(weight, blend(floor, analytic.class_ids, opinion, trained.class_ids, weight)) for weight in _WEIGHTS]
+    weight, best = min(blends, key=lambda pair: _surprise(pair[1], columns))
+    return weight, np.argmax(best, axis=1)
+
+
+def _best_temperature(scores: NDArray[np.float32], columns: NDArray[np.int64]) -> float:
+    return min(_TEMPERATURES, key=lambda value: _surprise(softmax(scores / value), columns))
+
+
+def _surprise(probabilities: NDArray[np.float64], columns: NDArray[np.int64]) -> float:
+    """Mean negative log-likelihood of the truth, in nats."""
+    return float(-np.log(np.maximum(probabilities[np.arange(len(columns)), columns], 1e-9)).mean())

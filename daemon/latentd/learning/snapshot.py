@@ -1,0 +1,87 @@
+"""A published version, loaded and immutable: what classify answers with.
+
+Made by the learner thread, read by any; one reference swap publishes it. Nothing blocks, nothing changes after construction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd.learning.adaptive import TrainedHead
+from latentd.learning.analytic import LinearHead
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A numbered adaptive stage with its labels.
+
+    class_ids, labels: (C,) in column order of the analytic head. trained: takes part with `weight` where the gate let it. temperature: of the analytic
+    scores. unknown_below: least probability of a decision; None: no threshold yet.
+    """
+
+    version: int
+    class_ids: Tuple[int, ...]
+    labels: Tuple[str, ...]
+    analytic: LinearHead
+    trained: Optional[TrainedHead]
+    weight: float
+    temperature: float
+    unknown_below: Optional[float]
+    published_at: float
+    seq: int = 0
+
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(B, F) -> (B, C) probabilities; rows sum to 1."""
+        floor = softmax((features @ self.analytic.weight + self.analytic.bias) / self.temperature)
+        if self.trained is None or self.weight == 0.0:
+            return floor
+        return blend(floor, self.class_ids, softmax(self.trained.scores(features)), self.trained.class_ids, self.weight)
+
+    def decide(self, probabilities: NDArray[np.float64]) -> str:
+        """The label for one row (C,), or "unknown"."""
+        if not len(self.labels):
+            return UNKNOWN
+        best = int(np.argmax(probabilities))
+        if self.unknown_below is not None and probabilities[best] < self.unknown_below:
+            return UNKNOWN
+        return self.labels[best]
+
+
+def empty(published_at: float) -> Snapshot:
+    """Version 0: nothing is known."""
+    head = LinearHead((), np.zeros((0, 0), np.float32), np.zeros(0, np.float32))
+    return _Empty(0, (), (), head, None, 0.0, 1.0, None, published_at)
+
+
+class _Empty(Snapshot):
+    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.zeros((len(features), 0))
+
+
+def softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = scores.astype(np.float64)
+    wide = np.exp(wide - wide.max(axis=1, keepdims=True)) if wide.shape[1] else wide
+    probabilities: NDArray[np.float64] = wide / wide.sum(axis=1, keepdims=True) if wide.shape[1] else wide
+    return probabilities
+
+
+def blend(
+    floor: NDArray[np.float64], floor_ids: Tuple[int, ...], trained: NDArray[np.float64], trained_ids: Tuple[int, ...], weight: float
+) -> NDArray[np.float64]:
+    """Mixes two opinions (B, C) and (B, C'); the trained one only shares out the mass of the classes it knows, so a new class keeps all of its own."""
+    position = {class_id: column for column, class_id in enumerate(trained_ids)}
+    known = [column for column, class_id in enumerate(floor_ids) if class_id in position]
+    if not known:
+        return floor
+    opinion = trained[:, [position[floor_ids[column]] for column in known]]
+    opinion = opinion / np.maximum(opinion.sum(axis=1, keepdims=True), 1e-12)
+    mass = floor[:, known].sum(axis=1, keepdims=True)
+    mixed = floor.copy()
+    mixed[:, known] = (1 - weight) * floor[:, known] + weight * mass * opinion
+    return mixed

@@ -1,0 +1,226 @@
+"""One mini-batch at a time: what the learner does to sums, replay memory, hold-out and trained head, without thread or clock.
+
+Deterministic: the same entries in the same order, with the same seed, give the same weights, whether they came over HTTP, from the journal after a restart or
+in process. Owned by the learner thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd.learning.accuracy import AccuracyReport, Prequential, report
+from latentd.learning.adaptive import AdaptiveHead
+from latentd.learning.analytic import RidgeSums
+from latentd.learning.gate import Verdict, judge
+from latentd.learning.snapshot import Snapshot
+from latentd.replay.codec import Codec
+from latentd.replay.memory import ReplayMemory
+from latentd.replay.records import Entry
+
+MIN_TRAIN = 32  # the head is made when this many samples of two classes are there: its normalisation is fixed from them
+NEW_SHARE = 21 / 128  # new latents in a mini-batch (Pellegrini et al. 2020, "Latent replay for real-time continual learning": 21 new + 107 replayed)
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """From the configuration; see there. replay_bytes bounds the replay memory."""
+
+    replay_bytes: int
+    minibatch: int
+    epochs: float
+    learning_rate: float
+    label_smoothing: float
+    seed: int
+
+
+class Trainer:
+    """The learner's state, changed by `take` alone."""
+
+    def __init__(self, codec: Codec, width: int, settings: TrainerSettings) -> None:
+        self._codec = codec
+        self._width = width
+        self._settings = settings
+        self.sums = RidgeSums(width)
+        self.memory = ReplayMemory(codec, settings.replay_bytes, settings.seed)
+        self.head: Optional[AdaptiveHead] = None
+        self.prequential = Prequential()
+        self.version = 0
+        self.seq = 0
+        self.evicted: List[str] = []
+        self.last_verdict: Optional[Verdict] = None
+        self._holdout: Dict[str, Tuple[int, bytes]] = {}
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def take(self, batch: Sequence[Entry]) -> Iterator[int]:
+        """Learns one request's entries; yields before every training step, so that the caller may let others go first."""
+        fresh = [entry for entry in batch if self._apply(entry)]
+        self.seq = batch[-1].seq
+        self.version += 1
+        yield from self._train(fresh, batch[0].seq)
+
+    def remember(self, entry: Entry) -> None:
+        """Puts an entry that the checkpoint already counts back into replay memory and hold-out: after a restart."""
+        if entry.kind == "sample" and entry.code is not None and entry.class_id is not None:
+            self._keep(entry)
+        elif entry.kind == "relabel" and entry.code is not None and entry.class_id is not None:
+            if entry.was is None:
+                self._keep(entry)
+            else:
+                self._relabel_kept(entry.sample_id, entry.class_id)
+        elif entry.kind == "forget":
+            self._drop_kept(entry.sample_id)
+        elif entry.kind == "forget_class" and entry.class_id is not None:
+            self._drop_class(entry.class_id)
+
+    def features(self, codes: Sequence[bytes]) -> NDArray[np.float32]:
+        """(B, F) decoded latents."""
+        if not codes:
+            return np.zeros((0, self._width), np.float32)
+        packed = np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(len(codes), -1)
+        return self._codec.decode(packed).reshape(len(codes), self._width)
+
+    def _apply(self, entry: Entry) -> bool:
+        """Changes sums and memory; True when the entry brings a sample to train on."""
+        if entry.kind == "forget_class" and entry.class_id is not None:
+            self._forget_class(entry.class_id)
+        elif entry.kind == "forget":
+            self._forget(entry)
+        elif entry.kind == "relabel" and entry.was is not None and entry.class_id is not None:
+            if entry.code is not None and not entry.holdout:
+                self.sums.move(self.features([entry.code]), entry.was, entry.class_id)
+            self._relabel_kept(entry.sample_id, entry.class_id)
+        elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
+            if not entry.holdout:
+                self.sums.add(self.features([entry.code]), [entry.class_id])
+            self._keep(entry)
+            return not entry.holdout
+        return False
+
+    def _keep(self, entry: Entry) -> None:
+        assert entry.class_id is not None and entry.code is not None, "only labelled samples with a latent are kept"
+        if entry.holdout:
+            self._holdout[entry.sample_id] = (entry.class_id, entry.code)
+            return
+        gone = self.memory.admit(entry.sample_id, entry.class_id, entry.code)
+        if gone is not None:
+            self.evicted.append(gone)
+
+    def _relabel_kept(self, sample_id: str, class_id: int) -> None:
+        if sample_id in self._holdout:
+            self._holdout[sample_id] = (class_id, self._holdout[sample_id][1])
+        self.memory.relabel(sample_id, class_id)
+
+    def _drop_kept(self, sample_id: str) -> None:
+        self._holdout.pop(sample_id, None)
+        self.memory.remove(sample_id)
+
+    def _drop_class(self, class_id: int) -> None:
+        self._holdout = {key: value for key, value in self._holdout.items() if value[0] != class_id}
+        self.memory.remove_class(class_id)
+
+    def _forget(self, entry: Entry) -> None:
+        """Undoes one sample: exactly where its latent is still there, else by learning the rest again."""
+        if entry.was is None:
+            return
+        self._drop_kept(entry.sample_id)
+        if entry.holdout:
+            return
+        if entry.code is not None:
+            self.sums.remove(self.features([entry.code]), [entry.was])
+        else:
+            self._rebuild()
+        self.head = None
+
+    def _forget_class(self, class_id: int) -> None:
+        """Undoes a class. Its second moments can only be taken out with its latents, so the sums are made again from what is kept."""
+        self._drop_class(class_id)
+        self.prequential.forget_class(class_id)
+        self._rebuild()
+        self.head = None
+
+    def _rebuild(self) -> None:
+        """Sums from the replay memory alone: exact as long as nothing was evicted, otherwise without the evicted samples."""
+        self.sums = RidgeSums(self._width)
+        for latents, class_ids in self.memory.chunks():
+            self.sums.add(latents.reshape(len(latents), self._width), class_ids.tolist())
+
+    def _train(self, fresh: Sequence[Entry], first_seq: int) -> Iterator[int]:
+        """Latent replay: each new latent about `epochs` times, beside class-balanced replay."""
+        if not self._ready() or self._settings.epochs <= 0:
+            return
+        rng = np.random.Generator(np.random.PCG64([self._settings.seed, first_seq]))
+        new_each = max(1, round(self._settings.minibatch * NEW_SHARE))
+        if self.head is None:
+            self.head = self._new_head()
+            steps = round(self._settings.epochs * self.memory.used / new_each)  # catch up with all that is kept
+            fresh = []
+        else:
+            steps = round(self._settings.epochs * len(fresh) / new_each)
+        self.head.grow([class_id for class_id in self.sums.class_ids if self.sums.count_of(class_id)])
+        new = self.features([entry.code for entry in fresh if entry.code is not None])
+        new_ids = [entry.class_id for entry in fresh if entry.code is not None and entry.class_id is not None]
+        for step in range(max(1, steps)):
+            yield step
+            self._train_step(new, new_ids, new_each, rng)
+
+    def _train_step(self, new: NDArray[np.float32], new_ids: Sequence[int], new_each: int, rng: np.random.Generator) -> None:
+        assert self.head is not None, "the head is made before its first step"
+        chosen = rng.permutation(len(new))[:new_each]
+        replayed, replayed_ids = self.memory.draw(self._settings.minibatch - len(chosen), rng)
+        features = np.concatenate([new[chosen], replayed.reshape(len(replayed), self._width)])
+        self.head.train_step(features, [new_ids[i] for i in chosen] + replayed_ids.tolist(), rng)
+
+    def _ready(self) -> bool:
+        return self.memory.used >= MIN_TRAIN and sum(1 for count in self.memory.counts().values() if count) >= 2
+
+    def _new_head(self) -> AdaptiveHead:
+        mean, deviation = self.sums.moments()
+        rate, smoothing = self._settings.learning_rate, self._settings.label_smoothing
+        return AdaptiveHead(mean, deviation, learning_rate=rate, label_smoothing=smoothing, seed=self._settings.seed)
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    def candidate(self, names: Mapping[int, str], published_at: float) -> Tuple[Snapshot, AccuracyReport]:
+        """The next snapshot, calibrated and gated on the hold-out, and its accuracy. names: class id -> name now."""
+        analytic = self.sums.solve()
+        trained = self.head.frozen() if self.head is not None else None
+        column = {class_id: index for index, class_id in enumerate(analytic.class_ids)}
+        held = [(class_id, code) for class_id, code in self._holdout.values() if class_id in column]
+        columns = np.array([column[class_id] for class_id, _ in held], dtype=np.int64)
+        verdict = judge(analytic, trained, self.features([code for _, code in held]), columns)
+        self.last_verdict = verdict
+        labels = tuple(names.get(class_id, f"class {class_id}") for class_id in analytic.class_ids)
+        trained = trained if verdict.weight else None
+        snapshot = Snapshot(
+            self.version, analytic.class_ids, labels, analytic, trained, verdict.weight, verdict.temperature, None, published_at, self.seq
+        )
+        answers = [analytic.class_ids[int(answer)] for answer in verdict.answers]
+        return snapshot, report(names, self.prequential, [class_id for class_id, _ in held], answers)
+
+    # --- checkpoint ---------------------------------------------------------------------------------------------------
+
+    def state(self) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
+        """Arrays and a JSON-able dict that `restore` takes back; replay memory and hold-out come back from the journal."""
+        arrays: Dict[str, NDArray[Any]] = dict(self.sums.state())
+        if self.head is not None:
+            arrays.update(self.head.state())
+        steps = self.head.steps if self.head is not None else 0
+        facts = {"version": self.version, "seq": self.seq, "steps": steps, "prequential": self.prequential.state(), "memory": self.memory.state()}
+        return arrays, facts
+
+    def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        self.sums.restore(arrays)
+        if "head.shift" in arrays:
+            self.head = self._new_head()
+            self.head.restore(arrays, facts["steps"])
+        self.version, self.seq = int(facts["version"]), int(facts["seq"])
+        self.prequential.restore(facts["prequential"])
+        self.memory.restore(facts["memory"])
+
+    def holdout_bytes(self) -> int:
+        return sum(len(code) for _, code in self._holdout.values())
