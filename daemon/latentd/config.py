@@ -1,8 +1,8 @@
 """Configuration: one frozen object, from one table, with the origin of every value.
 
-The dataclass fields below are the table: type, default, unit, range and help of every key live here and nowhere else; `config show`, the docs
-page and the example file are made from them. Order: defaults < /etc/latentd/config.toml < conf.d/*.toml < LATENTD_SECTION__KEY < flags.
-Nobody else reads the environment later.
+The dataclass fields below are the table: type, default, unit, range and help of every key live here and nowhere else; `config show`, the
+docs page and the example file are made from them. Order: defaults < /etc/latentd/config.toml < conf.d/*.toml < LATENTD_SECTION__KEY <
+flags. Nobody else reads the environment later.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ class HttpConfig:
 class StateConfig:
     dir: str = setting("", "state folder; empty: /var/lib/latentd for a service, $XDG_STATE_HOME/latentd for a plain user")
     cache_dir: str = setting("", "cache folder (weights, ONNX graphs); empty: /var/cache/latentd, or $XDG_CACHE_HOME/latentd")
-    journal_bytes: int = setting(256 << 20, "budget of the journal on disk; the oldest forgotten and evicted records go first", "bytes", 1 << 20, 1 << 40)
-    keep_versions: int = setting(8, "versions kept on disk", "versions", 2, 1000)
+    journal_bytes: int = setting(
+        256 << 20, "budget of the journal on disk; the oldest forgotten and evicted records go first", "bytes", 1 << 20, 1 << 40
+    )
+    keep_versions: int = setting(3, "versions kept on disk", "versions", 2, 1000)
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,17 @@ class LearnConfig:
         "how latents are stored",
         choices=("fp32", "fp16", "int8", "int7", "int6", "int5", "int4", "int3", "int2"),
     )
-    codec_kind: str = setting("token", "range of the quantizer: per tensor, per token, or rotated (Hadamard + Lloyd-Max)", choices=("tensor", "token", "rotated"))
+    codec_kind: str = setting(
+        "token", "range of the quantizer: per tensor, per token, or rotated (Hadamard + Lloyd-Max)", choices=("tensor", "token", "rotated")
+    )
     replay_bytes: int = setting(48 << 20, "budget of the replay memory", "bytes", 1 << 14, 1 << 36)
-    holdout_every: int = setting(10, "one taught sample in this many, per class, is kept out of training to measure accuracy; 0: none", "samples", 0, 1000)
+    holdout_every: int = setting(
+        10, "one taught sample in this many, per class, is kept out of training to measure accuracy; 0: none", "samples", 0, 1000
+    )
     holdout_per_class: int = setting(50, "hold-out samples of one class at most", "samples", 1, 10_000)
-    duplicate_cosine: float = setting(0.9999, "an image nearer than this to a taught one of the same label is a duplicate; above 1: off", "", 0.5, 2.0)
+    duplicate_cosine: float = setting(
+        0.9995, "an image nearer than this to a taught one of the same label is a duplicate; above 1: off", "", 0.5, 2.0
+    )
     max_lag_samples: int = setting(4096, "samples that may wait for the learner; more get 503", "samples", 16, 1 << 20)
     minibatch: int = setting(128, "latents in one training step, new and replayed together", "latents", 8, 4096)
     epochs: float = setting(4.0, "how often the learner goes over each new sample", "epochs", 0.0, 100.0)
@@ -104,7 +112,9 @@ class LearnConfig:
 
 @dataclass(frozen=True)
 class EnergyConfig:
-    meters: Tuple[str, ...] = setting(("ina3221", "tegrastats", "nvml", "rapl"), "meters to try, in this order; the first that reads serves")
+    meters: Tuple[str, ...] = setting(
+        ("ina3221", "tegrastats", "nvml", "rapl"), "meters to try, in this order; the first that reads serves"
+    )
     period_s: float = setting(0.2, "time between two readings of the total", "seconds", 0.05, 60.0)
     gap_s: float = setting(2.0, "a longer time between two readings is counted as a gap, not bridged", "seconds", 0.1, 600.0)
 
@@ -176,8 +186,8 @@ def load(
 ) -> Config:
     """The configuration from every source, checked.
 
-    flags: key -> value, None meaning not given. system: folder of config.toml and conf.d. is_service: use the /var folders; None: when root.
-    Raises ConfigError that names the key, the source and the nearest known key.
+    flags: key -> value, None meaning not given. system: folder of config.toml and conf.d. is_service: use the /var folders; None: when
+    root. Raises ConfigError that names the key, the source and the nearest known key.
     """
     table = {row.key: row for row in rows()}
     values: Dict[str, Any] = {}
@@ -271,7 +281,9 @@ def _checked(row: Row, raw: Any, origin: str) -> Any:
     wrong = ""
     if row.choices and value not in row.choices:
         wrong = f"must be one of {', '.join(row.choices)}"
-    elif isinstance(value, (int, float)) and row.low is not None and not (row.low <= value <= (row.high if row.high is not None else value)):
+    elif (
+        isinstance(value, (int, float)) and row.low is not None and not (row.low <= value <= (row.high if row.high is not None else value))
+    ):
         wrong = f"must be {row.low:g} to {row.high:g} {row.unit}".rstrip()
     if wrong:
         raise ConfigError(f"{row.key} = {value!r} ({origin}) {wrong}", hint=row.help)

@@ -1,7 +1,8 @@
 """The trained part above the cut: a small head that learns by latent replay, in PyTorch.
 
-A hidden layer and a softmax over normalised features, trained with AdamW and label smoothing on mini-batches of new and replayed latents. Class columns are
-added as classes come. All randomness comes from a generator that is passed in, so the same log gives the same weights. Owned by the learner thread.
+A hidden layer and a softmax over normalised features, trained with AdamW and label smoothing on mini-batches of new and replayed latents.
+Class columns are added as classes come. All randomness comes from a generator that is passed in, so the same log gives the same weights.
+Owned by the learner thread.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class AdaptiveHead:
     shift, scale: (F,) normalisation, fixed when the head is made (statistics that move under a trained layer would make it forget).
     """
 
-    def __init__(self, shift: NDArray[np.float32], deviation: NDArray[np.float32], *, learning_rate: float, label_smoothing: float, seed: int) -> None:
+    def __init__(
+        self, shift: NDArray[np.float32], deviation: NDArray[np.float32], *, learning_rate: float, label_smoothing: float, seed: int
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         width = len(shift)
         self.class_ids: List[int] = []
@@ -83,7 +86,7 @@ class AdaptiveHead:
         gradients = torch.autograd.grad(loss, list(weights.values()))
         with torch.no_grad():
             self._adamw(dict(zip(weights, gradients)))
-        return float(loss)
+        return float(loss.detach())
 
     def frozen(self) -> TrainedHead:
         """The weights now, copied."""

@@ -1,9 +1,10 @@
 """The floor: a streaming ridge head, exact and order-free, that stores sums and no samples.
 
-Kept are n_c, the class sums of x, and the sum of x x' over everything, in float64. Solved as linear discriminant analysis with the pooled within-class
-covariance shrunk towards a sphere by a fixed number of pseudo-samples (a ridge): the same sums as ridge regression on class indicators, but with equal
-priors, so that a class of one image stands beside a class of a thousand (Hayes & Kanan 2020, "Lifelong machine learning with deep streaming linear
-discriminant analysis"; the shrinkage is the posterior mean under an inverse-Wishart prior). Owned by the learner thread.
+Kept are n_c, the class sums of x, and the sum of x x' over everything, in float64. Solved as linear discriminant analysis with the pooled
+within-class covariance shrunk towards a sphere by a fixed number of pseudo-samples (a ridge): the same sums as ridge regression on class
+indicators, but with equal priors, so that a class of one image stands beside a class of a thousand (Hayes & Kanan 2020, "Lifelong machine
+learning with deep streaming linear discriminant analysis"; the shrinkage is the posterior mean under an inverse-Wishart prior). Owned by
+the learner thread.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-PRIOR_SAMPLES = 300.0  # pseudo-samples of the spherical prior: best or within 0.3 point at 20, 100, 400 and 2000 taught ELPV cells (validation splits)
+PRIOR_SAMPLES = (
+    300.0  # pseudo-samples of the spherical prior: best or within 0.3 point at 20, 100, 400 and 2000 taught ELPV cells (validation splits)
+)
+_BLOCK = 64
 _FLOOR = 0.05  # share of the mean square that stands in for the within-class variance while every class has one sample
 
 
@@ -31,7 +35,9 @@ class LinearHead:
 class RidgeSums:
     """Counts, sums and second moments of everything learned; see the module docstring.
 
-    Invariant: `add` and `remove` of the same samples leave the sums as they were, up to float64 rounding, in any order.
+    Invariant: `add` and `remove` of the same samples leave the sums as they were, up to float64 rounding, in any order. Second moments
+    are folded in by whole blocks of samples (a rank-64 update costs the memory traffic of a rank-1 update), at counts that depend on the
+    samples alone.
     """
 
     def __init__(self, width: int) -> None:
@@ -41,6 +47,8 @@ class RidgeSums:
         self.sums: NDArray[np.float64] = np.zeros((0, width))
         self.gram: NDArray[np.float64] = np.zeros((width, width))
         self._column: Dict[int, int] = {}
+        self._block: NDArray[np.float64] = np.zeros((_BLOCK, width))  # samples that are not in gram yet
+        self._signs: List[float] = []
 
     def add(self, features: NDArray[np.float32], class_ids: Sequence[int]) -> None:
         """features: (B, F)."""
@@ -56,9 +64,6 @@ class RidgeSums:
             self.counts[column] += sign
             self.sums[column] += sign * features[0].astype(np.float64)
 
-    def clear(self) -> None:
-        self.__init__(self.width)  # type: ignore[misc]  # every field anew: there is no other state
-
     @property
     def count(self) -> int:
         return int(round(float(self.counts.sum())))
@@ -71,6 +76,7 @@ class RidgeSums:
         """Mean and standard deviation of each feature (F,), over everything learned."""
         count = max(1.0, float(self.counts.sum()))
         mean = self.sums.sum(axis=0) / count
+        self._fold()
         variance = np.maximum(np.diagonal(self.gram) / count - mean**2, 1e-8)
         return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
@@ -81,22 +87,32 @@ class RidgeSums:
         if not len(present):
             return LinearHead((), np.zeros((self.width, 0), np.float32), np.zeros(0, np.float32))
         means = self.sums[present] / counts[:, None]  # (C, F)
-        scatter = self.gram - (means * counts[:, None]).T @ means  # (F, F)
-        total = counts.sum()
-        variance = max(float(np.trace(scatter)), _FLOOR * float(np.trace(self.gram))) / (total * self.width)
-        scatter[np.diag_indices(self.width)] += PRIOR_SAMPLES * max(variance, 1e-12)
-        scatter /= total + PRIOR_SAMPLES
-        factor = torch.linalg.cholesky(torch.from_numpy(scatter))
-        weight = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(means.T)), factor).numpy()  # (F, C)
+        total = float(counts.sum())
+        scatter = torch.from_numpy(self.gram.copy())  # (F, F)
+        _rank_update(scatter, self._block[: len(self._signs)], np.array(self._signs))
+        mean_square = float(torch.trace(scatter))
+        _rank_update(scatter, means, -counts)
+        variance = max(float(torch.trace(scatter)), _FLOOR * mean_square) / (total * self.width)
+        scatter.diagonal().add_(PRIOR_SAMPLES * max(variance, 1e-12))
+        factor = torch.linalg.cholesky(scatter)
+        weight = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(means.T)), factor).numpy() * (total + PRIOR_SAMPLES)  # (F, C)
         bias = -0.5 * np.einsum("cf,fc->c", means, weight)
         ids = tuple(self.class_ids[i] for i in present)
         return LinearHead(ids, weight.astype(np.float32), bias.astype(np.float32))
 
     def state(self) -> Dict[str, NDArray[np.float64]]:
         """The arrays of a checkpoint; of the symmetric second moments only the lower triangle."""
+        signs = np.array(self._signs)
         lower = np.tril_indices(self.width)
         ids = np.array(self.class_ids, dtype=np.float64)
-        return {"ridge.class_ids": ids, "ridge.counts": self.counts.copy(), "ridge.sums": self.sums.copy(), "ridge.gram": self.gram[lower]}
+        return {
+            "ridge.class_ids": ids,
+            "ridge.counts": self.counts.copy(),
+            "ridge.sums": self.sums.copy(),
+            "ridge.gram": self.gram[lower],
+            "ridge.block": self._block[: len(signs)].copy(),
+            "ridge.signs": signs,
+        }
 
     def restore(self, state: Dict[str, NDArray[np.float64]]) -> None:
         self.class_ids = [int(value) for value in state["ridge.class_ids"]]
@@ -107,13 +123,23 @@ class RidgeSums:
         self.gram = np.zeros((self.width, self.width))
         self.gram[lower] = state["ridge.gram"]
         self.gram.T[lower] = state["ridge.gram"]
+        self._signs = [float(sign) for sign in state["ridge.signs"]]
+        self._block[: len(self._signs)] = state["ridge.block"].reshape(-1, self.width)
 
     def _accumulate(self, features: NDArray[np.float32], class_ids: Sequence[int], sign: float) -> None:
         columns = [self._column_of(class_id) for class_id in class_ids]
         wide = features.astype(np.float64)
         np.add.at(self.counts, columns, sign)
         np.add.at(self.sums, columns, sign * wide)
-        self.gram += sign * (wide.T @ wide)
+        for row in wide:
+            self._block[len(self._signs)] = row
+            self._signs.append(sign)
+            if len(self._signs) == _BLOCK:
+                self._fold()
+
+    def _fold(self) -> None:
+        _rank_update(torch.from_numpy(self.gram), self._block[: len(self._signs)], np.array(self._signs))
+        self._signs = []
 
     def _column_of(self, class_id: int) -> int:
         if class_id not in self._column:
@@ -122,3 +148,10 @@ class RidgeSums:
             self.counts = np.append(self.counts, 0.0)
             self.sums = np.concatenate([self.sums, np.zeros((1, self.width))])
         return self._column[class_id]
+
+
+def _rank_update(matrix: torch.Tensor, rows: NDArray[np.float64], weights: NDArray[np.float64]) -> None:
+    """matrix (F, F) += sum over rows (R, F) of weight * row' row, in place."""
+    if len(rows):
+        wide = torch.from_numpy(rows)
+        matrix.addmm_(wide.T, torch.from_numpy(rows * weights[:, None]))

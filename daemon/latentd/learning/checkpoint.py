@@ -1,7 +1,7 @@
 """Durable versions of the learner: one safetensors file each, written whole or not at all.
 
-A file is complete when its name is there: temporary file, fsync, rename, fsync of the folder. Its checksum lies in its own header; a file that does not match is
-passed over for the one before. Called by the learner thread; blocks on the disk.
+A file is complete when its name is there: temporary file, fsync, rename, fsync of the folder. Its checksum lies in its own header; a file
+that does not match is passed over for the one before. Called by the learner thread; blocks on the disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ Arrays = Dict[str, NDArray[Any]]
 
 
 def write(folder: Path, arrays: Arrays, facts: Mapping[str, Any], keep: int) -> Path:
-    """Saves a version as folder/version-NNNNNNNN.safetensors and deletes all but the newest `keep`. Raises LearnerError when the disk refuses."""
+    """Saves a version as folder/version-NNNNNNNN.safetensors and deletes all but the newest `keep`.
+
+    Raises LearnerError when the disk refuses.
+    """
     path = folder / f"version-{facts['version']:08d}.safetensors"
     header = {"facts": json.dumps(facts), "sha256": _digest(arrays, json.dumps(facts))}
     temporary = path.with_suffix(".tmp")
@@ -41,7 +44,9 @@ def write(folder: Path, arrays: Arrays, facts: Mapping[str, Any], keep: int) -> 
             old.unlink()
     except OSError as cause:
         temporary.unlink() if temporary.exists() else None
-        raise LearnerError(f"version {facts['version']} can't be saved in {folder}: {cause}", hint="Free some disk space; learning goes on.") from cause
+        raise LearnerError(
+            f"version {facts['version']} can't be saved in {folder}: {cause}", hint="Free some disk space; learning goes on."
+        ) from cause
     return path
 
 

@@ -1,7 +1,7 @@
 """The gate: a trained head takes part in answers only where the hold-out finds it no worse than the floor.
 
-Also calibrates what the answers say of themselves: the temperature of the analytic scores and the weight of the trained head, both on hold-out samples that
-neither was trained on. Pure functions of the hold-out, so the same log publishes the same version.
+Also calibrates what the answers say of themselves: the temperature of the analytic scores and the weight of the trained head, both on
+hold-out samples that neither was trained on. Pure functions of the hold-out, so the same log publishes the same version.
 """
 
 from __future__ import annotations

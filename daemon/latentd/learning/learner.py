@@ -1,14 +1,15 @@
 """The learner thread: reads the journal's log in order, learns it, publishes snapshots.
 
-Owns the trainer (sums, replay memory, trained head) and its checkpoints. It lets waiting classify requests go first before every step, works in steps of some
-milliseconds, and blocks only on the journal and on its own checkpoint file. When it dies it is made anew from the last checkpoint and the log; after
-MAX_DEATHS in DEATH_WINDOW_S it stays down and serving goes on with the last snapshot.
+Owns the trainer (sums, replay memory, trained head) and its checkpoints. It lets waiting classify requests go first before every step,
+works in steps of some milliseconds, and blocks only on the journal and on its own checkpoint file. When it dies it is made anew from the
+last checkpoint and the log; after MAX_DEATHS in DEATH_WINDOW_S it stays down and serving goes on with the last snapshot.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -32,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
 DEATH_WINDOW_S = 600.0
-PUBLISH_S = 0.5  # while more waits: a new snapshot at least this often
+PUBLISH_SHARE = 0.1  # while more waits: making snapshots takes at most this share of the time
+IDLE_SAVE_S = 5.0  # nothing to do for so long: what was learned is saved
+NICE = 10  # of the thread: what answers goes before what learns
 YIELD_S = 0.25  # longest time that classify requests hold up one step
 _PAGE = 256
 
@@ -123,6 +126,9 @@ class Learner:
         self._rejected: Optional[str] = None
         self._gate: Dict[str, Any] = {}
         self._behind_since: Optional[float] = None
+        self._next_publish_at = 0.0
+        self._saved_seq = 0
+        self._saved_at = 0.0
         self._restored: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
         journal.on_append = self._wake.set
@@ -155,6 +161,7 @@ class Learner:
                 future.set_result(None)
             else:
                 self._waiters.append((seq, future))
+                self._wake.set()
         return future
 
     def accuracy(self) -> AccuracyReport:
@@ -167,13 +174,23 @@ class Learner:
         lag = max(0, self._journal.status().head_seq - self._snapshot.seq)
         lag_s = self._clock() - self._behind_since if lag and self._behind_since is not None else 0.0
         return LearnerStatus(
-            self._state, self._reason, self._snapshot.seq, lag, max(0.0, lag_s), self._steps, self._last_step_s, len(self._deaths), self._rejected, self._gate
+            self._state,
+            self._reason,
+            self._snapshot.seq,
+            lag,
+            max(0.0, lag_s),
+            self._steps,
+            self._last_step_s,
+            len(self._deaths),
+            self._rejected,
+            self._gate,
         )
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         torch.set_num_threads(1)  # its matrices are small; the cores belong to the frozen stage
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread alone
         while not self._stop.is_set():
             try:
                 self._study()
@@ -186,30 +203,29 @@ class Learner:
 
     def _study(self) -> None:
         trainer = self._restore()
-        saved_seq, saved_at = trainer.seq, time.monotonic()
-        published_at = time.monotonic()
+        self._saved_seq, self._saved_at = trainer.seq, time.monotonic()
         while not self._stop.is_set():
             page = self._next_page(trainer.seq)
-            if page is None:
-                continue
-            if not page:
-                if trainer.seq > saved_seq:
-                    saved_seq, saved_at = self._save(trainer), time.monotonic()
-                self._rest()
-                continue
-            batches = [list(group) for _, group in itertools.groupby(page, key=lambda entry: entry.batch)]
-            for index, batch in enumerate(batches):
-                self._learn(trainer, batch)
-                last = index == len(batches) - 1
-                if last or self._awaited(trainer.seq) or time.monotonic() - published_at > PUBLISH_S:
-                    self._publish(trainer)
-                    published_at = time.monotonic()
-                if self._stop.is_set():
-                    break
-            forgotten = any(entry.kind in ("forget", "forget_class") for entry in page)
-            if forgotten or time.monotonic() - saved_at > self._settings.checkpoint_s:
-                saved_seq, saved_at = self._save(trainer), time.monotonic()
-        if trainer.seq > saved_seq:
+            if page:
+                self._learn_page(trainer, page)
+            elif page is not None:
+                self._rest(trainer)
+        if trainer.seq > self._snapshot.seq:
+            self._publish(trainer)
+        if trainer.seq > self._saved_seq:
+            self._save(trainer)
+
+    def _learn_page(self, trainer: Trainer, page: Sequence[Entry]) -> None:
+        for _, batch in itertools.groupby(page, key=lambda entry: entry.batch):
+            self._learn(trainer, list(batch))
+            if self._awaited(trainer.seq) or time.monotonic() >= self._next_publish_at:
+                self._publish(trainer)
+            if self._stop.is_set():
+                return
+        if any(entry.kind in ("forget", "forget_class", "rename") for entry in page):
+            self._publish(trainer)
+            self._save(trainer)
+        elif time.monotonic() - self._saved_at > self._settings.checkpoint_s:
             self._save(trainer)
 
     def _next_page(self, after_seq: int) -> Optional[List[Entry]]:
@@ -221,11 +237,23 @@ class Learner:
             self._stop.wait(1.0)
             return None
 
-    def _rest(self) -> None:
-        """Sleeps until the journal grows."""
-        self._state, self._behind_since = "idle", None
-        self._wake.wait()
+    def _rest(self, trainer: Trainer) -> None:
+        """Sleeps until the journal grows, somebody waits for an answer, or a snapshot or checkpoint is due."""
+        timeout: Optional[float] = None
+        if trainer.seq > self._snapshot.seq:
+            timeout = 0.0 if self._awaited(trainer.seq) else max(0.0, self._next_publish_at - time.monotonic())
+        elif trainer.seq > self._saved_seq:
+            timeout = IDLE_SAVE_S
+        if trainer.seq == self._snapshot.seq:
+            self._state, self._behind_since = "idle", None
+        woken = self._wake.wait(timeout)
         self._wake.clear()
+        if woken or timeout is None:
+            return
+        if trainer.seq > self._snapshot.seq:
+            self._publish(trainer)
+        else:
+            self._save(trainer)
 
     def _learn(self, trainer: Trainer, batch: Sequence[Entry]) -> None:
         self._state = "learning"
@@ -256,6 +284,7 @@ class Learner:
             trainer.prequential.record(entry.class_id, bool(len(row)) and snapshot.class_ids[int(row.argmax())] == entry.class_id)
 
     def _publish(self, trainer: Trainer) -> None:
+        started = time.monotonic()
         names = {record.class_id: record.name for record in self._journal.classes()}
         snapshot, accuracy = trainer.candidate(names, self._clock())
         self._note_verdict(trainer)
@@ -275,6 +304,7 @@ class Learner:
             self._journal.learned_seq = trainer.seq
             due = [future for seq, future in self._waiters if seq <= trainer.seq]
             self._waiters = [(seq, future) for seq, future in self._waiters if seq > trainer.seq]
+        self._next_publish_at = started + (time.monotonic() - started) / PUBLISH_SHARE
         self._observer.published("learned")
         for future in due:
             future.set_result(None)
@@ -296,28 +326,26 @@ class Learner:
             self._rejected = verdict.reason
             self._observer.rejected("holdout")
 
-    def _save(self, trainer: Trainer) -> int:
-        """Writes a checkpoint; the log up to the returned seq is durable in it. A full disk is logged and tried again later."""
+    def _save(self, trainer: Trainer) -> None:
+        """Writes a checkpoint, after which forgotten latents may be wiped. A full disk is logged and tried again later."""
+        self._saved_at = time.monotonic()
         arrays, facts = trainer.state()
         try:
             checkpoint.write(self._settings.versions_dir, arrays, facts, self._settings.keep_versions)
         except LearnerError as cause:
             logger.error("%s", cause.detail)
             self._reason = cause.detail
-            return 0
+            return
         self._reason = None
+        self._saved_seq = trainer.seq
         self._journal.settle(trainer.seq)
-        return trainer.seq
 
     def _restore(self) -> Trainer:
         """The newest whole checkpoint, with memory and hold-out filled from the log; what the log holds beyond it is learned next."""
         found = checkpoint.newest(self._settings.versions_dir)
         trainer = self._make_trainer()
         if found is not None:
-            seq = int(found[1]["seq"])
-            for entry in self._log_until(seq):
-                trainer.remember(entry)
-            trainer.restore(*found)
+            trainer.restore(*found, self._log_until(int(found[1]["seq"])))
         self._publish(trainer)
         if not self._restored.done():
             self._restored.set_result(None)

@@ -21,8 +21,8 @@ UNKNOWN = "unknown"
 class Snapshot:
     """A numbered adaptive stage with its labels.
 
-    class_ids, labels: (C,) in column order of the analytic head. trained: takes part with `weight` where the gate let it. temperature: of the analytic
-    scores. unknown_below: least probability of a decision; None: no threshold yet.
+    class_ids, labels: (C,) in column order of the analytic head. trained: takes part with `weight` where the gate let it. temperature: of
+    the analytic scores. unknown_below: least probability of a decision; None: no threshold yet.
     """
 
     version: int
@@ -74,7 +74,10 @@ def softmax(scores: NDArray[np.float32]) -> NDArray[np.float64]:
 def blend(
     floor: NDArray[np.float64], floor_ids: Tuple[int, ...], trained: NDArray[np.float64], trained_ids: Tuple[int, ...], weight: float
 ) -> NDArray[np.float64]:
-    """Mixes two opinions (B, C) and (B, C'); the trained one only shares out the mass of the classes it knows, so a new class keeps all of its own."""
+    """Mixes two opinions (B, C) and (B, C').
+
+    The trained one only shares out the mass of the classes it knows, so a new class keeps all of its own.
+    """
     position = {class_id: column for column, class_id in enumerate(trained_ids)}
     known = [column for column, class_id in enumerate(floor_ids) if class_id in position]
     if not known:

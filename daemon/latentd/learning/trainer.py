@@ -1,13 +1,13 @@
 """One mini-batch at a time: what the learner does to sums, replay memory, hold-out and trained head, without thread or clock.
 
-Deterministic: the same entries in the same order, with the same seed, give the same weights, whether they came over HTTP, from the journal after a restart or
-in process. Owned by the learner thread.
+Deterministic: the same entries in the same order, with the same seed, give the same weights, whether they came over HTTP, from the
+journal after a restart or in process. Owned by the learner thread.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from latentd.replay.memory import ReplayMemory
 from latentd.replay.records import Entry
 
 MIN_TRAIN = 32  # the head is made when this many samples of two classes are there: its normalisation is fixed from them
-NEW_SHARE = 21 / 128  # new latents in a mini-batch (Pellegrini et al. 2020, "Latent replay for real-time continual learning": 21 new + 107 replayed)
+NEW_SHARE = (
+    21 / 128
+)  # new latents in a mini-batch (Pellegrini et al. 2020, "Latent replay for real-time continual learning": 21 new + 107 replayed)
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,6 @@ class Trainer:
         self.seq = batch[-1].seq
         self.version += 1
         yield from self._train(fresh, batch[0].seq)
-
-    def remember(self, entry: Entry) -> None:
-        """Puts an entry that the checkpoint already counts back into replay memory and hold-out: after a restart."""
-        if entry.kind == "sample" and entry.code is not None and entry.class_id is not None:
-            self._keep(entry)
-        elif entry.kind == "relabel" and entry.code is not None and entry.class_id is not None:
-            if entry.was is None:
-                self._keep(entry)
-            else:
-                self._relabel_kept(entry.sample_id, entry.class_id)
-        elif entry.kind == "forget":
-            self._drop_kept(entry.sample_id)
-        elif entry.kind == "forget_class" and entry.class_id is not None:
-            self._drop_class(entry.class_id)
 
     def features(self, codes: Sequence[bytes]) -> NDArray[np.float32]:
         """(B, F) decoded latents."""
@@ -146,8 +134,8 @@ class Trainer:
     def _rebuild(self) -> None:
         """Sums from the replay memory alone: exact as long as nothing was evicted, otherwise without the evicted samples."""
         self.sums = RidgeSums(self._width)
-        for latents, class_ids in self.memory.chunks():
-            self.sums.add(latents.reshape(len(latents), self._width), class_ids.tolist())
+        for chunk in self.memory.all():
+            self.sums.add(chunk.latents.reshape(len(chunk.ids), self._width), chunk.class_ids.tolist())
 
     def _train(self, fresh: Sequence[Entry], first_seq: int) -> Iterator[int]:
         """Latent replay: each new latent about `epochs` times, beside class-balanced replay."""
@@ -210,17 +198,40 @@ class Trainer:
         if self.head is not None:
             arrays.update(self.head.state())
         steps = self.head.steps if self.head is not None else 0
-        facts = {"version": self.version, "seq": self.seq, "steps": steps, "prequential": self.prequential.state(), "memory": self.memory.state()}
+        facts = {
+            "version": self.version,
+            "seq": self.seq,
+            "steps": steps,
+            "prequential": self.prequential.state(),
+            "memory": self.memory.state(),
+        }
         return arrays, facts
 
-    def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any], log: Iterable[Entry]) -> None:
+        """Takes back what `state` gave; log: the entries up to the checkpoint, from which memory and hold-out are filled again."""
+        kept = _survivors(log)
+        self._holdout = {sample_id: (class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if holdout}
+        samples = ((sample_id, class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if not holdout)
+        self.evicted += self.memory.restore(facts["memory"], samples)
         self.sums.restore(arrays)
         if "head.shift" in arrays:
             self.head = self._new_head()
             self.head.restore(arrays, facts["steps"])
         self.version, self.seq = int(facts["version"]), int(facts["seq"])
         self.prequential.restore(facts["prequential"])
-        self.memory.restore(facts["memory"])
 
     def holdout_bytes(self) -> int:
         return sum(len(code) for _, code in self._holdout.values())
+
+
+def _survivors(log: Iterable[Entry]) -> Dict[str, Tuple[int, bytes, bool]]:
+    """sample id -> (class, code, hold-out) of what is still kept at the end of the log, in the order it came."""
+    kept: Dict[str, Tuple[int, bytes, bool]] = {}
+    for entry in log:
+        if entry.kind == "forget":
+            kept.pop(entry.sample_id, None)
+        elif entry.kind == "forget_class":
+            kept = {sample_id: item for sample_id, item in kept.items() if item[0] != entry.class_id}
+        elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
+            kept[entry.sample_id] = (entry.class_id, entry.code, entry.holdout)
+    return kept

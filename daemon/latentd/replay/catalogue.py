@@ -1,7 +1,7 @@
 """What the journal knows, and the rules of changing it: labels, duplicates, hold-out, budget, forgetting.
 
-Runs on the journal thread inside its commit groups. A method validates first and writes after: one that raises has written nothing. The in-memory part
-(classes, hashes, sketches) is rebuilt from the store by `load`, at start and after a failed commit.
+Runs on the journal thread inside its commit groups. A method validates first and writes after: one that raises has written nothing. The
+in-memory part (classes, hashes, sketches) is rebuilt from the store by `load`, at start and after a failed commit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ import numpy as np
 from latentd.errors import BudgetFull, ClassNotFound, Conflict, LabelInvalid, SampleNotFound
 from latentd.replay.codec import Codec
 from latentd.replay.duplicates import DuplicateIndex
-from latentd.replay.records import ChangeRow, ClassRecord, Entry, Idempotency, NewSample, Recalled, SampleRecord, SampleRow, sample_id_of, seq_of
+from latentd.replay.records import (
+    ChangeRow,
+    ClassRecord,
+    Entry,
+    Idempotency,
+    NewSample,
+    Recalled,
+    SampleRecord,
+    SampleRow,
+    sample_id_of,
+    seq_of,
+)
 from latentd.replay.store import Store
 
 KEY_LIFETIME_S = 24 * 3600.0
@@ -69,7 +80,9 @@ class Catalogue:
                     forgotten.setdefault(-1 if row.class_id is None else row.class_id, []).append(row.seq)
                 self._remember_sample(row)
             elif row.kind != "relabel" and not row.settled:
-                self._unsettled[row.seq] = [row.target] if row.target is not None else forgotten.get(-1 if row.class_id is None else row.class_id, [])
+                self._unsettled[row.seq] = (
+                    [row.target] if row.target is not None else forgotten.get(-1 if row.class_id is None else row.class_id, [])
+                )
         self._expire_keys()
 
     # --- teaching -----------------------------------------------------------------------------------------------------
@@ -82,7 +95,12 @@ class Catalogue:
         first = self.head_seq + 1
         rows = [self._admit_one(sample, first) for sample in batch]
         if idempotency is not None:
-            stored = {"body": idempotency.body_sha256, "request_id": idempotency.request_id, "slots": idempotency.slots, "at": self._clock()}
+            stored = {
+                "body": idempotency.body_sha256,
+                "request_id": idempotency.request_id,
+                "slots": idempotency.slots,
+                "at": self._clock(),
+            }
             self._store.put({_key_of(idempotency.key): json.dumps(dict(stored, seqs=[row.seq for row in rows])).encode()})
         self._write_next()
         return tuple(self._record(row, 0) for row in rows)
@@ -98,7 +116,9 @@ class Catalogue:
         self.head_seq += 1
         class_id = None if sample.label is None else self._class_id(sample.label)
         sketch = self._index.sketch(sample.features)
-        row = SampleRow(self.head_seq, first, class_id, class_id, self._clock(), sample.sha256, sketch, "held" if class_id is None else "stored")
+        row = SampleRow(
+            self.head_seq, first, class_id, class_id, self._clock(), sample.sha256, sketch, "held" if class_id is None else "stored"
+        )
         row.duplicate_of = None if class_id is None else self._duplicate_of(class_id, sample, sketch)
         if row.duplicate_of is not None:
             row.state, row.kept = "duplicate", False
@@ -252,7 +272,9 @@ class Catalogue:
             rows.extend(rest)
         if not rows:
             return []
-        codes = {int(key[2:]): code for key, code in self._store.scan("l/", _latent_key(rows[0].seq - 1), -1) if int(key[2:]) <= rows[-1].seq}
+        codes = {
+            int(key[2:]): code for key, code in self._store.scan("l/", _latent_key(rows[0].seq - 1), -1) if int(key[2:]) <= rows[-1].seq
+        }
         return [self._entry(row, codes) for row in rows]
 
     def class_records(self) -> Tuple[ClassRecord, ...]:
@@ -296,7 +318,14 @@ class Catalogue:
         known = self._classes.get(row.class_id) if row.class_id is not None and row.state != "forgotten" else None
         duplicate_of = None if row.duplicate_of is None else sample_id_of(row.duplicate_of)
         return SampleRecord(
-            sample_id_of(row.seq), row.seq, None if known is None else known.name, state, row.taught_at, row.sha256, duplicate_of, row.holdout
+            sample_id_of(row.seq),
+            row.seq,
+            None if known is None else known.name,
+            state,
+            row.taught_at,
+            row.sha256,
+            duplicate_of,
+            row.holdout,
         )
 
     def _sample_row(self, sample_id: str) -> SampleRow:

@@ -1,8 +1,8 @@
 """Finds taught images that are almost the same as a new one, without keeping their latents in memory.
 
-A 256-bit sign sketch of random projections a sample (Charikar 2002, "Similarity estimation techniques from rounding algorithms"): the share of differing
-bits is angle / pi, so a cosine of 0.9999 (0.8 degrees) differs in about 1 bit of 256 and a candidate is anything within MAX_BITS. The exact cosine then
-decides. Owned by the journal thread; pure numpy, nothing blocks.
+A 256-bit sign sketch of random projections a sample (Charikar 2002, "Similarity estimation techniques from rounding algorithms"): the
+share of differing bits is angle / pi, so a cosine of 0.9999 (0.8 degrees) differs in about 1 bit of 256 and a candidate is anything
+within MAX_BITS. The exact cosine then decides. Owned by the journal thread; pure numpy, nothing blocks.
 """
 
 from __future__ import annotations

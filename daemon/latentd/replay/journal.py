@@ -1,8 +1,8 @@
 """The durable record of what was taught: one thread, one log, group commit.
 
-The journal thread alone touches the store. Callers submit commands from any thread and get a future that resolves after the commit that holds their writes is
-on the disk; commands that arrive while the disk is busy share the next commit. The learner reads the log from here, so its backlog lies on the disk and not
-in memory, and a restart is nothing but reading on.
+The journal thread alone touches the store. Callers submit commands from any thread and get a future that resolves after the commit that
+holds their writes is on the disk; commands that arrive while the disk is busy share the next commit. The learner reads the log from here,
+so its backlog lies on the disk and not in memory, and a restart is nothing but reading on.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _Command = Tuple[Callable[[], Any], "Future[Any]"]
 class Journal:
     """Commands in, futures out; see the module docstring.
 
-    Every method may be called from any thread; none blocks except `start` and `close`. Futures fail with JournalError (503, the disk refused; nothing of the
-    command is stored), BudgetFull, SampleNotFound, ClassNotFound, Conflict or LabelInvalid.
+    Every method may be called from any thread; none blocks except `start` and `close`. Futures fail with JournalError (503, the disk
+    refused; nothing of the command is stored), BudgetFull, SampleNotFound, ClassNotFound, Conflict or LabelInvalid.
     """
 
     def __init__(
@@ -133,7 +133,14 @@ class Journal:
 
     def status(self) -> JournalStatus:
         return JournalStatus(
-            self._head_seq, self._samples, self._size_bytes, self._budget_bytes, self._commands.qsize(), self._commands.maxsize, self._last_fsync_s, self._failed
+            self._head_seq,
+            self._samples,
+            self._size_bytes,
+            self._budget_bytes,
+            self._commands.qsize(),
+            self._commands.maxsize,
+            self._last_fsync_s,
+            self._failed,
         )
 
     # --- the thread ---------------------------------------------------------------------------------------------------

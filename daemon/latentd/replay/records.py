@@ -1,7 +1,7 @@
 """What the journal keeps, as values: samples, classes, log entries; and their bytes.
 
-The journal is a log: every taught sample and every change of one (a new label, a wish to forget) has a sequence number, and the learner's whole state is a
-function of the log. Pure data, no thread, nothing blocks.
+The journal is a log: every taught sample and every change of one (a new label, a wish to forget) has a sequence number, and the learner's
+whole state is a function of the log. Pure data, no thread, nothing blocks.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ class ClassRecord:
 
 @dataclass(frozen=True)
 class Idempotency:
-    """The answer to a keyed request. slots: in order, None for the next sample of the batch, a problem document for an image that could not be used."""
+    """The answer to a keyed request.
+
+    slots: in order, None for the next sample of the batch, a problem document for an image that could not be used.
+    """
 
     key: str
     body_sha256: str
@@ -77,9 +80,9 @@ class Recalled:
 class Entry:
     """One entry of the log, as the learner reads it.
 
-    kind: "sample", "relabel", "forget" or "forget_class". batch: sequence number of the first entry of the same request: what the learner takes as one
-    mini-batch. class_id: the class at that point of the log; was: the class before (relabel, forget; None: was held). code: the latent's bytes, None when it
-    is stored no more.
+    kind: "sample", "relabel", "forget" or "forget_class". batch: sequence number of the first entry of the same request: what the learner
+    takes as one mini-batch. class_id: the class at that point of the log; was: the class before (relabel, forget; None: was held). code:
+    the latent's bytes, None when it is stored no more.
     """
 
     seq: int

@@ -1,8 +1,9 @@
 """The durable table under the journal: sqlitedict with what it lacks for power loss.
 
-sqlitedict opens with `synchronous=OFF` and pickles; a failing COMMIT kills its thread and leaves the caller waiting for ever, and a failing write is
-reported one call late, after its neighbours were committed. This module sets and reads back the pragmas, stores plain bytes, puts a barrier before every
-commit, and commits by a statement that can fail without killing the thread. Owned by the journal thread; every call may block on the disk.
+sqlitedict opens with `synchronous=OFF` and pickles; a failing COMMIT kills its thread and leaves the caller waiting for ever, and a
+failing write is reported one call late, after its neighbours were committed. This module sets and reads back the pragmas, stores plain
+bytes, puts a barrier before every commit, and commits by a statement that can fail without killing the thread. Owned by the journal
+thread; every call may block on the disk.
 """
 
 from __future__ import annotations
@@ -38,9 +39,14 @@ class Store:
             self._set("secure_delete", "ON", 1)
             mode = str(self._one("PRAGMA journal_mode")).lower()
         except sqlite3.Error as cause:
-            raise JournalError(f"{path} can't be opened: {cause}", hint="Restore the file from a backup, or move it away to start anew.") from cause
+            raise JournalError(
+                f"{path} can't be opened: {cause}", hint="Restore the file from a backup, or move it away to start anew."
+            ) from cause
         if mode != "wal":
-            raise JournalError(f"{path} is in journal mode {mode}, not wal", hint="Put the state folder on a local disk: network file systems can't do this.")
+            raise JournalError(
+                f"{path} is in journal mode {mode}, not wal",
+                hint="Put the state folder on a local disk: network file systems can't do this.",
+            )
 
     def put(self, items: Mapping[str, bytes]) -> None:
         """Queues key -> value writes for the next commit."""
@@ -104,7 +110,9 @@ class Store:
         self._db.conn.execute(f"PRAGMA {name}={value}")
         found = self._one(f"PRAGMA {name}")
         if found != expected:
-            raise JournalError(f"SQLite refuses PRAGMA {name}={value} (it answers {found})", hint="Use the sqlite3 module of the system's Python.")
+            raise JournalError(
+                f"SQLite refuses PRAGMA {name}={value} (it answers {found})", hint="Use the sqlite3 module of the system's Python."
+            )
 
     def _roll_back(self) -> None:
         try:

@@ -1,0 +1,56 @@
+# Needs Python 3.8 to 3.13 with venv, and make; never root. Everything runs in $(VENV), made by deploy/venv.sh when it is missing or out of date.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+ARGS ?=
+
+# Asked for once; "none" where $(PYTHON) is missing, so that help and clean still work.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])' 2>/dev/null || echo none)
+PINS := deploy/constraints/$(VERSION).txt
+STAMP := $(VENV)/.made-for-$(VERSION)
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run test test-browser check bench-elpv bench-serving clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@echo "PYTHON=$(PYTHON) names the Python, VENV=$(VENV) the environment, OUT=$(OUT) the results, ARGS= further arguments."
+
+demo: $(STAMP) ## teach it real photographs, ask it, kill it, ask it again; writes a plot
+	@$(RUN) benchmarks/demo.py --work-dir $(OUT)/demo $(ARGS)
+
+run: $(STAMP) backbone ## serve in the foreground on 127.0.0.1:8420
+	@$(RUN) -m latentd serve $(ARGS)
+
+test: $(STAMP) backbone ## run the tests
+	@$(RUN) -m pytest -m "not (browser or device or systemd or image)" $(ARGS)
+
+test-browser: $(STAMP) backbone ## run the tests of the page in chromium
+	@$(RUN) -m pytest -m browser $(ARGS)
+
+check: $(STAMP) ## lint, format and types
+	@$(RUN) -m ruff check
+	@$(RUN) -m ruff format --check
+	@$(RUN) -m mypy
+
+bench-elpv: $(STAMP) backbone ## accuracy on the ELPV solar cells, over HTTP
+	@$(RUN) benchmarks/elpv.py $(ARGS)
+
+bench-serving: $(STAMP) backbone ## latency and throughput against the bare engine
+	@$(RUN) benchmarks/serving.py $(ARGS)
+
+clean: ## remove the environment, results and caches; never the state or the weights
+	rm -rf $(VENV) $(OUT) build daemon/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find daemon benchmarks tests deploy -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: backbone
+backbone: $(STAMP)
+	@$(RUN) -m latentd backbone pull
+
+$(STAMP): pyproject.toml $(PINS)
+	@sh deploy/venv.sh "$(PYTHON)" "$(VENV)" "$(PINS)"
+	@touch $@
+
+deploy/constraints/%.txt:
+	@echo "latentd needs Python 3.8 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true). Name another: make PYTHON=python3.12 ..." >&2; exit 1

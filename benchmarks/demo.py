@@ -1,0 +1,216 @@
+"""The five-minute demo: teach solar cells in two stages, ask, kill it, ask again.
+
+Stage 1 teaches mono functional / mono defective, stage 2 poly functional / poly defective, so classes arrive over time. After each stage
+it prints accuracy on held-out photographs, old classes apart from new ones; then the daemon is killed with SIGKILL and started again, and
+must know everything it knew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import elpv_cells
+import harness
+from latentd import config
+from latentd.errors import LatentdError
+from latentd.vision import checkpoints
+
+SEED = 0
+WATCHED = 96  # held-out photographs asked again and again for the curve
+CURVE_EVERY = 256  # taught photographs between two points of the curve
+console = Console()
+
+
+@dataclass
+class Course:
+    """What is taught and asked, and the curve so far: (photographs taught, accuracy on the watched photographs of each module)."""
+
+    cells: Sequence[elpv_cells.Cell]
+    taught: List[int]
+    held: List[int]
+    curve: List[Tuple[int, Dict[str, Optional[float]]]] = field(default_factory=list)
+    stages: List[Tuple[int, str]] = field(default_factory=list)
+    count: int = 0
+
+    def label(self, index: int) -> str:
+        return f"{self.cells[index].module} {self.cells[index].kind}"
+
+    def of(self, indices: Sequence[int], module: str) -> List[int]:
+        return [index for index in indices if self.cells[index].module == module]
+
+
+def main() -> int:
+    arguments = _arguments()
+    folder = Path(arguments.work_dir)
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    cache_dir = config.load(os.environ, {}).cache_dir
+    try:
+        checkpoints.pull(cache_dir, progress=console.print)
+    except LatentdError as cause:
+        console.print(f"[red]{cause.detail}[/red] {cause.hint}")
+        return 1
+    console.print("Reading the ELPV solar-cell photographs (91 MB the first time) …")
+    cells = elpv_cells.load(cache_dir)
+    course = Course(cells, *elpv_cells.split(cells, SEED))
+    started = time.perf_counter()
+    daemon = harness.DaemonProcess(folder / "state")
+    console.print(f"latentd is up at {daemon.url} after {daemon.ready_s:.1f} s")
+    for module, seen in (("mono", ["mono"]), ("poly", ["mono", "poly"])):
+        _teach(daemon, course, module, seen)
+        _examine(daemon, course, seen, f"after teaching {module}")
+    before = _knowledge(daemon, course)
+    console.rule("kill -9, and start again")
+    daemon.kill()
+    daemon = harness.DaemonProcess(folder / "state")
+    after = _knowledge(daemon, course)
+    daemon.stop()
+    _plot(course, folder / "accuracy.png")
+    same = _report_restart(before, after, daemon.ready_s)
+    console.print(f"Plot: {folder / 'accuracy.png'}   whole run: {time.perf_counter() - started:.0f} s")
+    return 0 if same else 1
+
+
+def _teach(daemon: harness.DaemonProcess, course: Course, module: str, seen: Sequence[str]) -> None:
+    """Teaches the module's photographs in mini-batches, watching the curve on the way."""
+    todo = course.of(course.taught, module)
+    course.stages.append((course.count, module))
+    console.rule(f"teach {module} functional / {module} defective: {len(todo)} photographs")
+    started, watching = time.perf_counter(), 0.0
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("teaching", total=len(todo), note="")
+        for batch in harness.mini_batches(todo):
+            daemon.teach([course.cells[i].png for i in batch], [course.label(i) for i in batch])
+            course.count += len(batch)
+            progress.advance(task, len(batch))
+            if not course.curve or course.count - course.curve[-1][0] >= CURVE_EVERY:
+                watching -= time.perf_counter()
+                progress.update(task, note=_watch(daemon, course, seen))
+                watching += time.perf_counter()
+    taught_s = time.perf_counter() - started - watching
+    daemon.wait_until_learned()
+    _watch(daemon, course, seen)
+    console.print(f"{len(todo) / taught_s:.1f} images per second taught, each on disk before its answer")
+
+
+def _watch(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str]) -> str:
+    """A point of the curve, and its words for the progress bar."""
+    point: Dict[str, Optional[float]] = {"mono": None, "poly": None}
+    for module in seen:
+        watched = course.of(course.held, module)[:: max(1, 2 * len(course.held) // (2 * WATCHED))][: WATCHED // 2]
+        point[module] = _accuracy(daemon, course, watched)
+    course.curve.append((course.count, point))
+    return "  ".join(f"{module} {value:.0%}" for module, value in point.items() if value is not None)
+
+
+def _examine(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str], title: str) -> None:
+    """Prints accuracy on all held-out photographs of the classes taught so far, speed, energy and memory."""
+    asked = [index for module in seen for index in course.of(course.held, module)]
+    before_j = daemon.get("/v1/energy").get("total_j")
+    started = time.perf_counter()
+    decisions = dict(zip(asked, daemon.ask([course.cells[i].png for i in asked])))
+    seconds = time.perf_counter() - started
+    energy, memory = daemon.get("/v1/energy"), daemon.get("/v1/memory")
+    console.print(f"[bold]{title}[/bold]: {_share(course, decisions, asked)} of all classes taught so far")
+    for module in seen:
+        age = "new" if module == seen[-1] else "old"
+        console.print(f"  {age} classes ({module} functional, {module} defective): {_share(course, decisions, course.of(asked, module))}")
+    console.print(f"  classify {len(asked) / seconds:.1f} images per second")
+    if before_j is not None and energy.get("total_j") is not None:
+        console.print(f"  {(energy['total_j'] - before_j) / len(asked):.2f} J an image; {harness.energy_text(energy)} so far")
+    else:
+        console.print(f"  joules {harness.energy_text(energy)}")
+    console.print(
+        f"  replay memory {memory['used_bytes'] / 1e6:.2f} MB of {memory['budget_bytes'] / 1e6:.0f} MB "
+        f"({memory['used']} latents, {memory['codec']})"
+    )
+
+
+def _share(course: Course, decisions: Dict[int, str], indices: Sequence[int]) -> str:
+    right = sum(decisions[index] == course.label(index) for index in indices)
+    return f"{right / len(indices):.1%} ({right} of {len(indices)} held-out cells)"
+
+
+def _accuracy(daemon: harness.DaemonProcess, course: Course, indices: Sequence[int]) -> float:
+    decisions = daemon.ask([course.cells[i].png for i in indices])
+    return sum(decision == course.label(index) for decision, index in zip(decisions, indices)) / len(indices)
+
+
+def _knowledge(daemon: harness.DaemonProcess, course: Course) -> Dict[str, object]:
+    """What must survive: classes with counts, samples, version, learned samples, and every decision on the held-out photographs."""
+    classes = {item["name"]: item["samples"] for item in daemon.get("/v1/classes")["classes"]}
+    status = daemon.get("/v1/status")
+    return {
+        "classes": classes,
+        "version": status["version"],
+        "samples": sum(classes.values()),
+        "decisions": daemon.ask([course.cells[i].png for i in course.held]),
+    }
+
+
+def _report_restart(before: Dict[str, object], after: Dict[str, object], ready_s: float) -> bool:
+    console.print(f"ready again after {ready_s:.1f} s: version {after['version']}, {after['samples']} samples, classes {after['classes']}")
+    decisions = list(zip(before["decisions"], after["decisions"]))  # type: ignore[call-overload]
+    changed = sum(old != new for old, new in decisions)
+    console.print(f"{len(decisions) - changed} of {len(decisions)} answers are the same as before the kill")
+    kept = all(before[key] == after[key] for key in ("classes", "version", "samples"))
+    console.print("[green]It still knows everything.[/green]" if kept and not changed else "[red]Something was lost or changed.[/red]")
+    return kept and changed == 0
+
+
+def _plot(course: Course, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    for module, colour in (("mono", "tab:blue"), ("poly", "tab:orange")):
+        points = [(count, point[module]) for count, point in course.curve if point[module] is not None]
+        axes.plot(
+            [count for count, _ in points],
+            [100 * value for _, value in points if value is not None],
+            "o-",
+            color=colour,
+            label=f"{module} cells",
+        )
+    for count, module in course.stages:
+        axes.axvline(count, color="grey", linestyle=":", linewidth=1)
+        axes.annotate(f" teach {module}", (count, 41), color="grey")
+    axes.set(
+        xlabel="photographs taught",
+        ylabel="accuracy on held-out cells (%)",
+        ylim=(40, 100),
+        title="latentd learns solar cells, and keeps what it learned",
+    )
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Teach latentd real photographs, ask it, kill it, ask it again.")
+    parser.add_argument("--work-dir", default="out/demo", help="where the state, the log and the plot go")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

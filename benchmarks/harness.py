@@ -1,0 +1,152 @@
+"""A latentd in a process of its own, as benchmarks and the demo use it: started on a free port, taught and asked over HTTP, killed.
+
+Runs in the benchmark's main thread; everything here blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import httpx
+
+BATCH = 16
+READY_S = 180.0
+
+
+class DaemonProcess:
+    """`latentd serve` on a free loopback port with the given state folder; ready when the constructor returns.
+
+    ready_s: seconds from the start of the process to /readyz. Raises RuntimeError with the log's end when it does not come up.
+    """
+
+    def __init__(self, state_dir: Path, environ: Optional[Dict[str, str]] = None) -> None:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        self._log = open(state_dir / "daemon.log", "ab")  # noqa: SIM115 - closed by stop
+        self._address = state_dir / "address"
+        if self._address.exists():
+            self._address.unlink()
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "latentd", "serve", "--bind", "127.0.0.1:0", "--state-dir", str(state_dir)]
+        self._process = subprocess.Popen(command, stderr=self._log, stdout=self._log, env={**os.environ, **(environ or {})})
+        self.url = self._wait_ready(started + READY_S, state_dir)
+        self.ready_s = time.perf_counter() - started
+        self.client = httpx.Client(base_url=self.url, timeout=120.0)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL: what a power cut looks like to the process."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def rss_bytes(self) -> Tuple[int, int]:
+        """Resident memory now and at its peak, in bytes (Linux)."""
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines() if ":" in line)
+        return int(fields["VmRSS"].split()[0]) * 1024, int(fields["VmHWM"].split()[0]) * 1024
+
+    def teach(self, photos: Sequence[bytes], labels: Sequence[str], wait_s: int = 0) -> List[Dict[str, Any]]:
+        """One request; the results, one a photo."""
+        files = [("image", (f"{index}.png", photo, "image/png")) for index, photo in enumerate(photos)]
+        headers = {"Prefer": f"wait={wait_s}"} if wait_s else {}
+        answer = self.client.post("/v1/learn", files=files, data={"label": list(labels)}, headers=headers)
+        return _results(answer)
+
+    def ask(self, photos: Sequence[bytes]) -> List[str]:
+        """The decisions for any number of photos, sixteen a request."""
+        decisions: List[str] = []
+        for start in range(0, len(photos), BATCH):
+            files = [("image", (f"{index}.png", photo, "image/png")) for index, photo in enumerate(photos[start : start + BATCH])]
+            decisions += [result["predictions"][0]["label"] for result in _results(self.client.post("/v1/classify", files=files))]
+        return decisions
+
+    def get(self, path: str) -> Dict[str, Any]:
+        found: Dict[str, Any] = self.client.get(path).raise_for_status().json()
+        return found
+
+    def wait_until_learned(self, timeout_s: float = 120.0) -> None:
+        """Returns when nothing waits for the learner."""
+        deadline = time.monotonic() + timeout_s
+        while self.get("/v1/learner")["lag_samples"]:
+            if time.monotonic() > deadline:
+                raise RuntimeError("the learner did not catch up")
+            time.sleep(0.05)
+
+    def _wait_ready(self, deadline: float, state_dir: Path) -> str:
+        while time.perf_counter() < deadline and self._process.poll() is None:
+            if self._address.exists():
+                url = self._address.read_text().strip()
+                try:
+                    if httpx.get(url + "/readyz").status_code == 200:
+                        return url
+                except httpx.TransportError:
+                    pass  # it does not listen yet
+            time.sleep(0.02)
+        self._end(signal.SIGKILL)
+        raise RuntimeError("latentd did not start:\n" + (state_dir / "daemon.log").read_text()[-3000:])
+
+    def _end(self, sign: signal.Signals) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(sign)
+            self._process.wait(60)
+        self._log.close()
+
+
+def scratch_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="latentd-bench-"))
+
+
+def mini_batches(items: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
+
+
+def machine() -> Dict[str, Any]:
+    """What a figure was measured on."""
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def save_json(path: Path, result: Dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def energy_text(energy: Dict[str, Any]) -> str:
+    """Joules so far, or why there are none."""
+    total = energy.get("total_j")
+    if total is None:
+        return f"unavailable: {energy.get('reason')}"
+    return f"{total:.1f} J ({energy.get('source')}, {energy.get('quality')})"
+
+
+def _results(answer: httpx.Response) -> List[Dict[str, Any]]:
+    if answer.status_code >= 300:
+        raise RuntimeError(f"{answer.request.url.path} answered {answer.status_code}: {answer.text[:500]}")
+    results: List[Dict[str, Any]] = answer.json()["results"]
+    for result in results:
+        if "problem" in result:
+            raise RuntimeError(f"an image was refused: {result['problem']}")
+    return results
+
+
+def _cpuinfo() -> List[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []

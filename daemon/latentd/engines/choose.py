@@ -1,0 +1,191 @@
+"""Which engine serves: the first in the configured order that loads and agrees with eager PyTorch on the probe images.
+
+Runs once, on whoever starts the daemon; blocks while engines load (a fraction of a second warm, seconds when a graph must be exported).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+import time
+from dataclasses import dataclass
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd.config import Config
+from latentd.engines.artefacts import Artefacts, Reference
+from latentd.engines.stage import FrozenStage, stage_spec
+from latentd.errors import ConfigError, EngineError
+from latentd.vision.checkpoints import Backbone
+from latentd.vision.probe import probe_images
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("onnxruntime", "eager")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of one engine. state: serving, passed over (it disagreed), unavailable (it did not load) or not tried.
+
+    cosine: the least agreement of any class or patch token with eager PyTorch; None where it was not measured.
+    """
+
+    engine: str
+    state: str
+    reason: str
+    cosine: Optional[float] = None
+    seconds: float = 0.0
+
+
+class Choice(NamedTuple):
+    stage: FrozenStage
+    attempts: Tuple[Attempt, ...]
+
+
+class Candidate(NamedTuple):
+    """One engine that could serve: its name as /v1/status shows it, and how to open it (EngineError where it can't be)."""
+
+    name: str
+    open: Callable[[], FrozenStage]
+
+
+def choose(config: Config, backbone: Backbone) -> Choice:
+    """The serving stage and what became of every engine in the order.
+
+    Raises ConfigError for an unknown engine or provider, CheckpointError for damaged weights, EngineError with every reason where none can
+    serve.
+    """
+    artefacts = Artefacts(backbone, stage_spec(config, backbone), config.cache_dir)
+    serving: Optional[FrozenStage] = None
+    attempts: List[Attempt] = []
+    for candidate in _candidates(config, artefacts):
+        if serving is not None:
+            attempts.append(Attempt(candidate.name, "not tried", f"{serving.name} comes before it and serves"))
+            continue
+        serving, attempt = _try(candidate, artefacts, config)
+        attempts.append(attempt)
+        log.info("engine %s: %s, %s (%.2f s)", attempt.engine, attempt.state, attempt.reason, attempt.seconds)
+    if serving is None:
+        raise EngineError(
+            "no engine can serve: " + "; ".join(f"{a.engine}: {a.reason}" for a in attempts), hint="See engine.order and engine.providers."
+        )
+    return Choice(serving, tuple(attempts))
+
+
+def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Optional[FrozenStage], Attempt]:
+    started = time.monotonic()
+    try:
+        stage = candidate.open()
+    except EngineError as cause:
+        return None, Attempt(candidate.name, "unavailable", cause.detail, None, time.monotonic() - started)
+    try:
+        cosine = agreement(stage, artefacts.reference(), config.engine.max_batch)
+    except EngineError as cause:
+        stage.close()
+        return None, Attempt(candidate.name, "passed over", cause.detail, None, time.monotonic() - started)
+    bound = config.engine.min_cosine
+    if not cosine >= bound:
+        stage.close()
+        return None, Attempt(
+            candidate.name, "passed over", f"cosine with eager PyTorch {cosine:.6f}, below {bound:g}", cosine, time.monotonic() - started
+        )
+    return stage, Attempt(candidate.name, "serving", f"cosine with eager PyTorch {cosine:.6f}", cosine, time.monotonic() - started)
+
+
+def agreement(stage: FrozenStage, reference: Reference, max_batch: int) -> float:
+    """The least cosine of any token of any probe image with the reference; the first image also goes alone, as classify sends it.
+
+    Raises EngineError where the stage gives NaN, infinity or another shape.
+    """
+    pixels = probe_images(stage.spec.image_size)
+    spans = [(0, 1)] + [(start, min(start + max_batch, len(pixels))) for start in range(0, len(pixels), max_batch)]
+    worst = 1.0
+    for start, end in spans:
+        answer = stage.encode(pixels[start:end], tokens=True)
+        for found, expected in ((answer.features, reference.features), (answer.tokens, reference.tokens)):
+            assert found is not None, "tokens were asked for"
+            worst = min(worst, _least_cosine(stage, found, expected[start:end]))
+    return worst
+
+
+def _least_cosine(stage: FrozenStage, found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    if found.shape != expected.shape:
+        raise EngineError(f"{stage.name} answers with shape {found.shape}, eager PyTorch with {expected.shape}")
+    if not np.isfinite(found).all():
+        raise EngineError(f"{stage.name} answers with NaN or infinite values")
+    width = stage.spec.width
+    a, b = found.reshape(-1, width).astype(np.float64), expected.reshape(-1, width).astype(np.float64)  # (rows, D)
+    scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(((a * b).sum(axis=1) / np.maximum(scale, 1e-30)).min())
+
+
+def _candidates(config: Config, artefacts: Artefacts) -> List[Candidate]:
+    found: List[Candidate] = []
+    for name in config.engine.order:
+        if name == "onnxruntime":
+            found += _onnx_candidates(config, artefacts)
+        elif name == "eager":
+            found += [Candidate("eager", lambda: _open_eager(config, artefacts))]
+        else:
+            raise ConfigError(f"engine.order names {name}, which is no engine", hint=_nearest(name, ENGINES))
+    if not found:
+        raise ConfigError("engine.order names no engine", hint=f"Known: {', '.join(ENGINES)}.")
+    return found
+
+
+def _open_eager(config: Config, artefacts: Artefacts) -> FrozenStage:
+    if importlib.util.find_spec("torch") is None:
+        raise EngineError("torch is not installed")
+    artefacts.reference()  # before the module moves to another device
+    from latentd.engines.eager import EagerStage, best_device
+
+    return EagerStage(artefacts.spec, artefacts.vit(), best_device(), config.engine.threads)
+
+
+def _onnx_candidates(config: Config, artefacts: Artefacts) -> List[Candidate]:
+    """One candidate a provider: each is a device of its own that may be absent, or compute wrongly."""
+    from latentd.engines.onnx import engine_name
+
+    if importlib.util.find_spec("onnxruntime") is None:
+        return [Candidate("onnxruntime", _refuse("onnxruntime is not installed"))]
+    import onnxruntime
+
+    for provider in config.engine.providers:
+        if provider not in onnxruntime.get_all_providers():
+            raise ConfigError(
+                f"engine.providers names {provider}, which ONNX Runtime does not know",
+                hint=_nearest(provider, onnxruntime.get_all_providers()),
+            )
+    present = onnxruntime.get_available_providers()
+    return [
+        Candidate(engine_name(provider), _onnx_opener(provider, provider in present, config, artefacts))
+        for provider in config.engine.providers
+    ]
+
+
+def _onnx_opener(provider: str, is_present: bool, config: Config, artefacts: Artefacts) -> Callable[[], FrozenStage]:
+    if not is_present:
+        return _refuse(f"this build of onnxruntime has no {provider}")
+
+    def opened() -> FrozenStage:
+        from latentd.engines.onnx import OnnxStage
+
+        return OnnxStage(artefacts.spec, artefacts.graph(), provider, config.engine.threads)
+
+    return opened
+
+
+def _refuse(reason: str) -> Callable[[], FrozenStage]:
+    def refused() -> FrozenStage:
+        raise EngineError(reason)
+
+    return refused
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."

@@ -1,0 +1,84 @@
+"""The seam between the daemon and whatever computes the frozen stage. Plain types; no engine is imported here.
+
+The inference thread owns the one FrozenStage that serves: only it calls `encode` and `close`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Optional, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd.config import Config
+from latentd.errors import ConfigError
+from latentd.vision.checkpoints import Backbone
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What a frozen stage computes; two stages with equal specs give interchangeable latents.
+
+    split: last frozen block, 1..depth. class_tokens: m, how many last blocks give a class token. width: D. tokens: N.
+    """
+
+    backbone_name: str
+    backbone_sha256: str
+    image_size: int
+    split: int
+    class_tokens: int
+    width: int
+    tokens: int
+
+    @property
+    def features_width(self) -> int:
+        return self.width * self.class_tokens
+
+
+class Encoded(NamedTuple):
+    """features (B, m*D): class tokens of the last m blocks, in block order, each through the final norm. tokens (B, N, D): raw, after block
+    `split`; None unless asked for. Both float32."""
+
+    features: NDArray[np.float32]
+    tokens: Optional[NDArray[np.float32]]
+
+
+class FrozenStage(Protocol):
+    """One loaded engine. Not thread-safe; `encode` blocks for as long as it computes and raises EngineError when the engine fails."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> StageSpec: ...
+
+    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False) -> Encoded:
+        """RGB pixels (B, S, S, 3), B >= 1 -> features, and tokens where asked for."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def stage_spec(config: Config, backbone: Backbone) -> StageSpec:
+    """The spec that the configuration asks of this backbone; ConfigError where it has too few blocks, or patches do not fill the image."""
+    wanted, depth = config.backbone, backbone.shape.depth
+    for key, value in (("split", wanted.split), ("class_tokens", wanted.class_tokens)):
+        if value > depth:
+            raise ConfigError(
+                f"backbone.{key} = {value}, but {backbone.name} has {depth} blocks", hint=f"Set backbone.{key} to {depth} or less."
+            )
+    return StageSpec(
+        backbone_name=backbone.name,
+        backbone_sha256=backbone.sha256,
+        image_size=wanted.image_size,
+        split=wanted.split or depth,
+        class_tokens=wanted.class_tokens,
+        width=backbone.shape.width,
+        tokens=backbone.shape.tokens(wanted.image_size),
+    )
+
+
+def planar(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 (B, S, S, 3) -> contiguous float32 (B, 3, S, S), values still 0..255."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)

@@ -1,0 +1,292 @@
+"""The replay memory: who stays in a fixed number of bytes. Owned by the learner thread; nothing blocks; one thread at a time.
+
+Who stays is decided by a class-balanced reservoir (Chrysakis and Moens, "Online continual learning from imbalanced data", ICML 2020):
+while there is room everybody stays; then a sample of a small class takes the place of one of the largest class, and a sample of a class
+that has its share replaces one of its own with the odds of a reservoir, so that each class keeps a uniform sample of all it was taught.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import numpy.typing as npt
+
+from latentd.errors import ConfigError
+from latentd.replay.codec import Codec
+from latentd.replay.rotation import Floats
+from latentd.replay.sorted_table import SortedTable
+
+Labels = npt.NDArray[np.int64]
+
+_ID_BYTES = 16
+_MAX_CLASS = 1 << 31
+_ORDER_BYTES = 8  # the order by class, kept between two draws, is one integer a slot
+
+
+class Chunk(NamedTuple):
+    """Some of the memory, decoded: ids of B samples, latents (B, N, D), class_ids (B,)."""
+
+    ids: Tuple[str, ...]
+    latents: Floats
+    class_ids: Labels
+
+
+class ReplayMemory:
+    """A bounded set of (id, class, code). No id is there twice, and used_bytes never passes the budget.
+
+    Codes lie in one array that is reserved whole at the start: the operating system hands out its pages as they are first written, so
+    memory grows with use, and no growth ever copies. Used slots are the first ones. Everything the memory keeps is counted: codes, ids,
+    classes, the order by class; what a call returns is the caller's. Who stays and what is drawn depend on the seed and the order of calls,
+    nothing else.
+    """
+
+    def __init__(self, codec: Codec, budget_bytes: int, seed: int) -> None:
+        """Raises ConfigError where the budget holds not one latent, or is more than the machine can reserve."""
+        self.codec = codec
+        self.budget_bytes = budget_bytes
+        self.evictions = 0
+        self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+        self._order: Optional[npt.NDArray[np.intp]] = None
+        self._changes = 0
+        self._code_bytes = codec.code_bytes(codec.spec.tokens, codec.spec.width)
+        self._samples = SortedTable(0, f"S{_ID_BYTES}", class_id="i4", slot="i4")
+        self._classes = SortedTable(0, "i4", stored="i4", seen="i8")
+        # In the worst case every slot is the only one of its class.
+        slot_bytes = self._code_bytes + self._samples.row_bytes + self._classes.row_bytes + _ORDER_BYTES
+        self.slots = min(budget_bytes // slot_bytes, _MAX_CLASS - 1)
+        if self.slots < 1:
+            hint = f"Set learn.replay_bytes to {slot_bytes} or more, or store latents in fewer bits (learn.codec)."
+            raise ConfigError(
+                f"the replay memory of {budget_bytes} bytes holds no latent: one takes {slot_bytes} as {codec.spec}", hint=hint
+            )
+        self._reserve()
+
+    def _reserve(self) -> None:
+        try:
+            self._samples = SortedTable(self.slots, f"S{_ID_BYTES}", class_id="i4", slot="i4")
+            self._classes = SortedTable(self.slots, "i4", stored="i4", seen="i8")
+            self._codes = np.empty((self.slots, self._code_bytes), np.uint8)
+        except MemoryError as cause:
+            raise ConfigError(
+                f"a replay memory of {self.budget_bytes} bytes can't be reserved", hint="Lower learn.replay_bytes."
+            ) from cause
+
+    @property
+    def used(self) -> int:
+        """Samples stored; slots is how many fit."""
+        return self._samples.count
+
+    @property
+    def used_bytes(self) -> int:
+        a_sample = self._code_bytes + self._samples.row_bytes + _ORDER_BYTES
+        return self.used * a_sample + self._classes.count * self._classes.row_bytes
+
+    def __contains__(self, sample_id: str) -> bool:
+        return self._samples.find(_key(sample_id))[1]
+
+    def ids(self) -> Tuple[str, ...]:
+        """Every id, ascending."""
+        return tuple(key.decode() for key in self._samples.keys.tolist())
+
+    def counts(self) -> Dict[int, int]:
+        """Class id -> samples stored, for the classes that have any."""
+        return dict(zip(self._classes.keys.tolist(), self._classes["stored"].tolist()))
+
+    def seen(self) -> Dict[int, int]:
+        """Class id -> samples admitted so far and not removed since, kept or not; for the classes that have any stored."""
+        return dict(zip(self._classes.keys.tolist(), self._classes["seen"].tolist()))
+
+    # --- who stays ---
+
+    def admit(self, sample_id: str, class_id: int, code: bytes) -> Optional[str]:
+        """Offer a sample; returns the id that is not in the memory because of it: None, another one's, or its own (it was not kept).
+
+        sample_id: 1 to 16 ASCII characters. code: as the codec made it. Raises ValueError for an id that is there already, or a code of
+        another length.
+        """
+        key = _key(sample_id)
+        if len(code) != self._code_bytes:
+            raise ValueError(f"a code of {self.codec.spec} has {self._code_bytes} bytes, not {len(code)}")
+        _check_class(class_id)
+        if self._samples.find(key)[1]:
+            raise ValueError(f"{sample_id} is in the replay memory already")
+        evicted = None
+        if self.used == self.slots:
+            self.evictions += 1
+            loser = self._loser(class_id)
+            if loser is None:
+                self._count(class_id, stored=0, seen=1)
+                return sample_id
+            evicted = self._samples.keys[loser].decode()
+            self._take_out(loser, seen=0)
+        self._codes[self.used] = np.frombuffer(code, np.uint8)
+        self._samples.insert(self._samples.find(key)[0], key, class_id=class_id, slot=self.used)
+        self._count(class_id, stored=1, seen=1)
+        return evicted
+
+    def _loser(self, class_id: int) -> Optional[int]:
+        """Place of the sample that makes room for one of this class; None: the new one itself.
+
+        A class has its share when it is the largest, or one short of it after losing samples. The paper says "has ever been the largest";
+        that would also stop a class from growing that lost nothing to others, or whose samples somebody removed or relabelled.
+        """
+        stored = self._classes["stored"]
+        largest = int(stored.max())
+        place, known = self._classes.find(class_id)
+        mine, seen = (int(stored[place]), int(self._classes["seen"][place])) if known else (0, 0)
+        if known and (mine == largest or (mine == largest - 1 and seen > mine)):
+            if self._rng.random() * (seen + 1) >= mine:
+                return None
+            giving = class_id
+        else:
+            giving = int(self._rng.choice(self._classes.keys[stored == largest]))
+        return int(self._rng.choice(np.flatnonzero(self._samples["class_id"] == giving)))
+
+    def remove(self, sample_id: str) -> bool:
+        """Forget a sample, as if never seen; False where it is not stored."""
+        place, found = self._samples.find(_key(sample_id))
+        if found:
+            self._take_out(place, seen=1)
+        return found
+
+    def relabel(self, sample_id: str, class_id: int) -> bool:
+        """Move a sample to another class; False where it is not stored."""
+        _check_class(class_id)
+        place, found = self._samples.find(_key(sample_id))
+        if found:
+            self._count(int(self._samples["class_id"][place]), stored=-1, seen=-1)
+            self._samples["class_id"][place] = class_id
+            self._count(class_id, stored=1, seen=1)
+        return found
+
+    def remove_class(self, class_id: int) -> Tuple[str, ...]:
+        """Forget every sample of a class; their ids, ascending."""
+        keys = self._samples.keys[self._samples["class_id"] == class_id].tolist()
+        for key in keys:
+            self._take_out(self._samples.find(key)[0], seen=1)
+        return tuple(key.decode() for key in keys)
+
+    def _take_out(self, place: int, seen: int) -> None:
+        """Delete the sample at this place; the last used slot moves into the gap."""
+        slot, last = int(self._samples["slot"][place]), self.used - 1
+        class_id = int(self._samples["class_id"][place])
+        if slot != last:
+            self._codes[slot] = self._codes[last]
+            self._samples["slot"][self._samples["slot"] == last] = slot
+        self._samples.delete(place)
+        self._count(class_id, stored=-1, seen=-seen)
+
+    def _count(self, class_id: int, stored: int, seen: int) -> None:
+        """Change the counts of a class; a class without samples has no row."""
+        self._order = None
+        self._changes += 1
+        place, known = self._classes.find(class_id)
+        if not known:
+            self._classes.insert(place, class_id, stored=0, seen=0)
+        self._classes["stored"][place] += stored
+        self._classes["seen"][place] += seen
+        if self._classes["stored"][place] == 0:
+            self._classes.delete(place)
+
+    # --- what the learner reads ---
+
+    def draw(self, count: int, rng: np.random.Generator, exclude: Sequence[str] = ()) -> Tuple[Floats, Labels]:
+        """A class-balanced replay batch: latents (count, N, D) and class ids (count,), ordered by class.
+
+        Every class gets count / C places, a random choice of classes one more; inside a class samples are drawn uniformly. A sample comes
+        twice only where its class has fewer samples than places, and then none comes n + 1 times before all came n times.
+        exclude: ids that must not be drawn, stored or not. Empty arrays where nothing can be drawn.
+        """
+        order, sizes = self._by_class(exclude)
+        places = np.full(len(sizes), count // max(1, len(sizes)))
+        places[rng.permutation(len(sizes))[: count - int(places.sum())]] += 1
+        drawn = np.repeat(order, _times_drawn(sizes, places, rng))
+        return self._decoded(drawn), self._samples["class_id"][drawn].astype(np.int64)
+
+    def get(self, ids: Sequence[str]) -> Floats:
+        """The latents of these samples, (len(ids), N, D), in their order. Raises KeyError for an id that is not stored."""
+        places = [self._samples.find(_key(sample_id)) for sample_id in ids]
+        missing = [sample_id for sample_id, (_, found) in zip(ids, places) if not found]
+        if missing:
+            raise KeyError(f"not in the replay memory: {', '.join(missing)}")
+        return self._decoded(np.array([place for place, _ in places], np.intp))
+
+    def all(self, chunk: int = 64) -> Iterator[Chunk]:
+        """Everything in ascending order of id, decoded `chunk` samples at a time. The memory must not change meanwhile (RuntimeError)."""
+        before = self._changes
+        for start in range(0, self.used, chunk):
+            if self._changes != before:
+                raise RuntimeError("the replay memory changed while it was read")
+            places = np.arange(start, min(start + chunk, self.used))
+            ids = tuple(key.decode() for key in self._samples.keys[places].tolist())
+            yield Chunk(ids, self._decoded(places), self._samples["class_id"][places].astype(np.int64))
+
+    def _decoded(self, places: npt.NDArray[np.intp]) -> Floats:
+        return self.codec.decode(np.take(self._codes, self._samples["slot"][places], axis=0))
+
+    def _by_class(self, exclude: Sequence[str]) -> Tuple[npt.NDArray[np.intp], Labels]:
+        """Places ordered by class, and the size of each class that has any, less the excluded ones."""
+        class_ids = self._samples["class_id"]
+        if self._order is None:
+            # Sixteen bits sort several times faster (radix), and hold any class id that a device will see.
+            short = self._classes.count > 0 and int(self._classes.keys[-1]) < 1 << 15
+            self._order = np.argsort(class_ids.astype(np.int16) if short else class_ids, kind="stable")
+        found = [place for place, there in (self._samples.find(_key(sample_id)) for sample_id in exclude) if there]
+        if not found:
+            return self._order, self._classes["stored"].astype(np.int64)
+        kept = np.ones(self.used, np.bool_)
+        kept[found] = False
+        order = self._order[kept[self._order]]
+        return order, np.unique(class_ids[order], return_counts=True)[1].astype(np.int64)
+
+    # --- over a restart ---
+
+    def state(self) -> Dict[str, Any]:
+        """What a restart needs besides the samples: JSON-able."""
+        seen = {str(class_id): count for class_id, count in self.seen().items()}
+        return {"seen": seen, "evictions": self.evictions, "rng": self._rng.bit_generator.state}
+
+    def restore(self, state: Mapping[str, Any], samples: Iterable[Tuple[str, int, bytes]]) -> Tuple[str, ...]:
+        """Fill an empty memory with (id, class, code) in any order, and go on as if there had been no restart.
+
+        Returns the ids that no longer fit, where the budget is smaller than it was: the reservoir chose who stays.
+        """
+        evicted = [self.admit(*sample) for sample in samples]
+        for place, class_id in enumerate(self._classes.keys.tolist()):
+            now = int(self._classes["seen"][place])
+            self._classes["seen"][place] = max(now, int(state["seen"].get(str(class_id), 0)))
+        self.evictions += int(state["evictions"])
+        self._rng.bit_generator.state = state["rng"]
+        return tuple(sample_id for sample_id in evicted if sample_id is not None)
+
+
+def _key(sample_id: str) -> bytes:
+    if not 0 < len(sample_id) <= _ID_BYTES or not sample_id.isascii() or "\0" in sample_id:
+        raise ValueError(f"a sample id has 1 to {_ID_BYTES} ASCII characters, not {sample_id!r}")
+    return sample_id.encode()
+
+
+def _check_class(class_id: int) -> None:
+    if not 0 <= class_id < _MAX_CLASS:
+        raise ValueError(f"a class id is a number from 0 to {_MAX_CLASS - 1}, not {class_id}")
+
+
+def _times_drawn(sizes: Labels, places: Labels, rng: np.random.Generator) -> Labels:
+    """How often each of sum(sizes) members, class by class, is drawn to fill the places (C,) of its class."""
+    rest = places % sizes
+    # Leaving out few is drawing few: at most half of a class is picked, so that repeats are rare and soon drawn again.
+    picked_out = rest > sizes - rest
+    owner = np.repeat(np.arange(len(sizes)), np.where(picked_out, sizes - rest, rest))
+    starts = np.cumsum(sizes) - sizes
+    picks = starts[owner] + rng.integers(sizes[owner])
+    while True:
+        first = np.unique(picks, return_index=True)[1]
+        if len(first) == len(picks):
+            break
+        again = np.ones(len(picks), np.bool_)
+        again[first] = False
+        picks[again] = starts[owner[again]] + rng.integers(sizes[owner[again]])
+    times = np.repeat(places // sizes + picked_out, sizes)
+    times[picks] += np.where(picked_out[owner], -1, 1)
+    return times

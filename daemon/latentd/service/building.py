@@ -1,0 +1,160 @@
+"""Makes the parts of a daemon from its configuration and starts them, each with the act that ends it.
+
+Runs once, on the main thread; takes seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from contextlib import ExitStack
+from typing import Any, Callable, Dict
+
+from latentd.config import Config
+from latentd.energy.ledger import EnergyLedger
+from latentd.energy.meter_thread import MeterThread
+from latentd.engines.choose import choose
+from latentd.engines.stage import StageSpec, stage_spec
+from latentd.errors import ConfigError
+from latentd.learning.learner import Learner, LearnerSettings
+from latentd.learning.trainer import Trainer, TrainerSettings
+from latentd.replay.catalogue import JournalLimits
+from latentd.replay.codec import Codec, make_codec
+from latentd.replay.journal import Journal
+from latentd.service.batcher import Batcher
+from latentd.service.bodies import PendingBytes
+from latentd.service.metrics import Metrics
+from latentd.service.parts import Parts
+from latentd.service.pipeline import Pipeline
+from latentd.service.readiness import Readiness
+from latentd.vision import checkpoints, images
+from latentd.vision.probe import probe_images
+
+STOP_S = 30.0  # how long one part may take to end
+
+
+def build(config: Config, on_death: Callable[[BaseException], None], until_stop: ExitStack) -> Parts:
+    """Every part, running. What must be ended is pushed on `until_stop`, so that closing it ends them, the last one first.
+
+    Order: journal (what was taught), ledger, frozen stage and its queue, learner. Raises what they raise when they can't start.
+    """
+    metrics = Metrics()
+    backbone = checkpoints.find(config.cache_dir, config.backbone.name)
+    spec = stage_spec(config, backbone)
+    codec = _codec(config, spec)
+    journal = _journal(config, spec, codec, metrics, until_stop)
+    ledger, meters = _energy(config, journal, until_stop)
+    choice = choose(config, backbone)
+    capacity = max(config.engine.queue_images, config.http.max_images)
+    batcher = Batcher(choice.stage, ledger, metrics, max_batch=config.engine.max_batch, capacity=capacity, on_death=on_death)
+    batcher.start()
+    until_stop.callback(batcher.stop, STOP_S)
+    limits = images.ImageLimits(config.http.max_image_bytes, config.http.max_pixels, config.http.max_frames)
+    decode = functools.partial(images.decode, size=spec.image_size, limits=limits)
+    pipeline = Pipeline(batcher, decode, config.engine.decode_threads, metrics)
+    until_stop.callback(pipeline.close)
+    return Parts(
+        config=config,
+        choice=choice,
+        pipeline=pipeline,
+        journal=journal,
+        learner=_learner(config, spec, codec, journal, ledger, batcher, metrics, until_stop),
+        ledger=ledger,
+        codec=codec,
+        metrics=metrics,
+        readiness=Readiness(batcher, probe_images(spec.image_size)[0]),
+        pending=PendingBytes(max(config.http.max_pending_bytes, config.http.max_body_bytes)),
+        temperatures_c=lambda: meters.temperatures_c,
+    )
+
+
+def _codec(config: Config, spec: StageSpec) -> Codec:
+    learn = config.learn
+    try:
+        return make_codec(learn.codec, learn.codec_kind, spec.class_tokens, spec.width, learn.seed)
+    except ValueError as cause:
+        raise ConfigError(f"learn.codec_kind = {learn.codec_kind}: {cause}", hint="Use token, or rotated.") from cause
+
+
+def _journal(config: Config, spec: StageSpec, codec: Codec, metrics: Metrics, until_stop: ExitStack) -> Journal:
+    limits = JournalLimits(
+        budget_bytes=config.state.journal_bytes,
+        duplicate_cosine=config.learn.duplicate_cosine,
+        holdout_every=config.learn.holdout_every,
+        holdout_per_class=config.learn.holdout_per_class,
+        max_label_chars=config.http.max_label_chars,
+        seed=config.learn.seed,
+    )
+    path = config.state_dir / "journal.sqlite"
+    journal = Journal(path, codec=codec, feature_width=spec.features_width, limits=limits, observe_fsync=metrics.fsync)
+    until_stop.callback(journal.close, STOP_S)
+    journal.start()
+    _require_same_latents(journal, config, spec, codec)
+    return journal
+
+
+def _require_same_latents(journal: Journal, config: Config, spec: StageSpec, codec: Codec) -> None:
+    """Latents of another backbone or codec mean nothing here: refuses to mix them. Raises ConfigError."""
+    mine: Dict[str, Any] = {
+        "backbone": spec.backbone_name,
+        "backbone_sha256": spec.backbone_sha256,
+        "image_size": spec.image_size,
+        "class_tokens": spec.class_tokens,
+        "codec": str(codec.spec),
+        "codec_seed": codec.spec.seed,
+    }
+    theirs = journal.counters("latents").result(STOP_S)
+    if not theirs:
+        journal.put_counters("latents", mine).result(STOP_S)
+        return
+    changed = [f"{key} was {theirs.get(key)}, now {mine[key]}" for key in mine if theirs.get(key) != mine[key]]
+    if changed:
+        raise ConfigError(
+            f"what was taught in {config.state_dir} can't be used with this configuration: {'; '.join(changed)}",
+            hint="Set it back, or start with an empty state folder (--state-dir) and teach again.",
+        )
+
+
+def _energy(config: Config, journal: Journal, until_stop: ExitStack) -> tuple[EnergyLedger, MeterThread]:
+    """The ledger goes on from the totals of the run before, and leaves its own."""
+    carried = journal.counters("energy").result(STOP_S)
+    ledger = EnergyLedger(period_s=config.energy.period_s, gap_s=config.energy.gap_s, carried=carried)
+    meters = MeterThread.from_config(config.energy, ledger)
+    until_stop.callback(keep_totals, journal, ledger)
+    meters.start()
+    until_stop.callback(meters.stop)
+    return ledger, meters
+
+
+def keep_totals(journal: Journal, ledger: EnergyLedger) -> None:
+    """Writes the joules counted so far where the next run finds them; a journal that fails says so itself."""
+    journal.put_counters("energy", ledger.totals())
+
+
+def _learner(
+    config: Config,
+    spec: StageSpec,
+    codec: Codec,
+    journal: Journal,
+    ledger: EnergyLedger,
+    batcher: Batcher,
+    metrics: Metrics,
+    until_stop: ExitStack,
+) -> Learner:
+    learn = config.learn
+    training = TrainerSettings(learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed)
+    settings = LearnerSettings(
+        config.state_dir / "versions", learn.checkpoint_s, config.state.keep_versions, str(codec.spec), learn.replay_bytes
+    )
+    learner = Learner(
+        journal,
+        lambda: Trainer(codec, spec.features_width, training),
+        settings,
+        observer=metrics,
+        busy=batcher.busy,
+        activity=lambda samples: ledger.activity("learn", samples=samples),
+        clock=time.time,
+    )
+    until_stop.callback(learner.stop, STOP_S)
+    learner.start()
+    return learner

@@ -1,0 +1,66 @@
+"""The running parts of one daemon, as the routes see them. Built by the supervisor; tests build it from fakes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Callable, Dict, Mapping, Optional, Set, Tuple
+
+from starlette.requests import Request
+
+from latentd.service.batcher import Batcher
+from latentd.service.bodies import PendingBytes
+from latentd.service.metrics import Metrics
+from latentd.service.pipeline import Pipeline
+from latentd.service.readiness import Readiness
+
+if TYPE_CHECKING:
+    from latentd.config import Config
+    from latentd.energy.ledger import EnergyLedger
+    from latentd.engines.choose import Choice
+    from latentd.learning.learner import Learner
+    from latentd.replay.codec import Codec
+    from latentd.replay.journal import Journal
+
+
+@dataclass
+class Parts:
+    """Everything a request can reach.
+
+    open_connections: how many the server holds. keys_in_flight: the Idempotency-Key of each request that still runs.
+    """
+
+    config: Config
+    choice: Choice
+    pipeline: Pipeline
+    journal: Journal
+    learner: Learner
+    ledger: EnergyLedger
+    codec: Codec
+    metrics: Metrics
+    readiness: Readiness
+    pending: PendingBytes
+    temperatures_c: Callable[[], Mapping[str, Optional[float]]]
+    open_connections: Callable[[], int] = lambda: 0
+    started_at: float = field(default_factory=time.time)
+    started_on: float = field(default_factory=time.monotonic)
+    keys_in_flight: Set[str] = field(default_factory=set)
+
+    @property
+    def batcher(self) -> Batcher:
+        return self.pipeline.batcher
+
+    def queues(self) -> Dict[str, Tuple[int, int]]:
+        """Every queue: how many items wait, and how many may."""
+        journal = self.journal.status()
+        return {
+            "inference": (self.batcher.depth, self.batcher.capacity),
+            "journal": (journal.queue_depth, journal.queue_capacity),
+            "learner": (self.learner.status().lag_samples, self.config.learn.max_lag_samples),
+            "body_bytes": (self.pending.held, self.pending.capacity),
+        }
+
+
+def parts_of(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts

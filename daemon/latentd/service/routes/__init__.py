@@ -1,0 +1,1 @@
+"""One module a resource: parse, one domain call, shape the answer."""

@@ -1,0 +1,281 @@
+"""The shapes of the answers, for /openapi.json and /docs only.
+
+Handlers build plain dicts; nothing here runs while a request is served. A test validates real answers against these models.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Shape(BaseModel):
+    """A closed object: an undocumented field in an answer is a defect."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Problem(Shape):
+    """RFC 9457 problem details, the one shape of every error."""
+
+    type: str = Field(description="reference to this problem's entry in /docs")
+    title: str
+    status: int
+    code: str = Field(description="stable, for programs")
+    detail: str
+    hint: str = Field(description="what to do next")
+    request_id: Optional[str] = None
+
+
+class Prediction(Shape):
+    label: str
+    probability: float
+
+
+class Timing(Shape):
+    """Seconds of one image."""
+
+    queue: float = Field(description="waited for a decoder and for the frozen stage")
+    decode: float
+    frozen: float = Field(description="the run of the frozen stage that this image shared")
+    adaptive: float
+
+
+class EnergyOfImage(Shape):
+    value: Optional[float] = Field(description="joules; null when nothing measures or estimates it")
+    quality: str = Field(description="measured, estimated or unavailable")
+    source: Optional[str]
+
+
+class ClassifyResult(Shape):
+    """One image: the predictions, or its problem alone."""
+
+    predictions: Optional[List[Prediction]] = None
+    decision: Optional[str] = Field(None, description='a label, or "unknown"')
+    sample_id: Optional[str] = Field(None, description="set when ?keep= kept the latent")
+    timing_s: Optional[Timing] = None
+    energy_j: Optional[EnergyOfImage] = None
+    problem: Optional[Problem] = None
+
+
+class ClassifyAnswer(Shape):
+    request_id: str
+    version: int
+    engine: str
+    results: List[ClassifyResult] = Field(description="one an image, in order")
+
+
+class LearnResult(Shape):
+    """One image: what became of it, or its problem alone."""
+
+    sample_id: Optional[str] = None
+    label: Optional[str] = None
+    state: Optional[str] = Field(None, description="queued, learned, duplicate, rejected, evicted, held or forgotten")
+    duplicate_of: Optional[str] = None
+    problem: Optional[Problem] = None
+
+
+class LearnAnswer(Shape):
+    request_id: str
+    version: int
+    results: List[LearnResult] = Field(description="one an image, in order")
+
+
+class BackboneRef(Shape):
+    name: str
+    sha256: str
+
+
+class LatentResult(Shape):
+    latent: Optional[List[Any]] = Field(None, description="numbers, nested as `shape` says")
+    problem: Optional[Problem] = None
+
+
+class LatentsAnswer(Shape):
+    request_id: str
+    engine: str
+    backbone: BackboneRef
+    image_size: int
+    split: int
+    of: str
+    shape: List[int] = Field(description="of one latent: [class_tokens, width] or [tokens, width]")
+    results: List[LatentResult] = Field(description="one an image, in order")
+
+
+class Sample(Shape):
+    sample_id: str
+    seq: int
+    label: Optional[str]
+    state: str
+    taught_at: str = Field(description="RFC 3339, UTC")
+    sha256: str = Field(description="of the encoded image")
+    duplicate_of: Optional[str]
+    holdout: bool
+
+
+class SamplesPage(Shape):
+    samples: List[Sample] = Field(description="newest last")
+    next: Optional[str] = Field(description="pass it as ?cursor= for the next page; null at the end")
+
+
+class LabelBody(Shape):
+    label: str
+
+
+class RenameBody(Shape):
+    rename_to: Optional[str] = None
+
+
+class Score(Shape):
+    value: Optional[float] = Field(description="correct / count; null when count is 0")
+    correct: int
+    count: int
+    low: Optional[float] = Field(description="95 % Wilson interval")
+    high: Optional[float]
+
+
+class ClassEntry(Shape):
+    name: str
+    created_at: str
+    samples: int
+    holdout: int
+    stored: int = Field(description="samples whose latent is still kept")
+    prequential: Optional[Score] = None
+    holdout_accuracy: Optional[Score] = None
+
+
+class ClassesAnswer(Shape):
+    classes: List[ClassEntry]
+
+
+class AccuracyOfClass(Shape):
+    name: str
+    prequential: Score
+    holdout: Score
+
+
+class Accuracy(Shape):
+    """Unknown is null, never 0."""
+
+    prequential: Score = Field(description="predicted first, then learned; since the first sample")
+    prequential_recent: Score = Field(description="the same, over the last 500")
+    holdout: Score = Field(description="taught samples that are kept out of training")
+    per_class: List[AccuracyOfClass]
+    confusion: Optional[Dict[str, Dict[str, int]]] = Field(None, description="hold-out, true -> predicted; with ?detail=confusion")
+
+
+class EngineAttempt(Shape):
+    engine: str
+    state: str = Field(description="serving, passed over, unavailable or not tried")
+    reason: str
+    cosine: Optional[float]
+    seconds: float
+
+
+class Engine(Shape):
+    name: str
+    backbone: BackboneRef
+    image_size: int
+    split: int
+    class_tokens: int
+    width: int
+    tokens: int
+    attempts: List[EngineAttempt] = Field(description="every engine of the configured order, and why it serves or not")
+
+
+class Learner(Shape):
+    state: str = Field(description="idle, learning, yielding, failed or stopped")
+    reason: Optional[str]
+    version: int
+    watermark_seq: int
+    lag_samples: int
+    lag_s: float
+    steps: int
+    last_step_s: Optional[float]
+    deaths: int
+    last_publish_rejected: Optional[str]
+    gate: Dict[str, Any]
+
+
+class Memory(Shape):
+    slots: int
+    used: int
+    used_bytes: int
+    budget_bytes: int
+    evictions: int
+    codec: str
+    holdout_bytes: int = Field(description="latents kept beside it, to measure accuracy")
+    classes: Dict[str, int] = Field(description="latents by class")
+
+
+class Journal(Shape):
+    head_seq: int
+    samples: int
+    size_bytes: int
+    budget_bytes: int
+    last_fsync_s: Optional[float]
+    failed: Optional[str]
+
+
+class Queue(Shape):
+    depth: int
+    capacity: int
+
+
+class Readiness(Shape):
+    ready: bool
+    reason: Optional[str]
+    last_success_s: Optional[float] = Field(description="seconds since an image passed the engine")
+
+
+class Status(Shape):
+    """One page of everything."""
+
+    latentd: str = Field(description="version of the program")
+    version: int = Field(description="version of what was learned")
+    started_at: str
+    uptime_s: float
+    readiness: Readiness
+    classes: int
+    samples: int
+    engine: Engine
+    learner: Learner
+    accuracy: Accuracy
+    energy: Dict[str, Any] = Field(description="as /v1/energy")
+    memory: Memory
+    journal: Journal
+    queues: Dict[str, Queue]
+    temperatures_c: Dict[str, Optional[float]]
+
+
+class Limits(Shape):
+    max_body_bytes: int
+    max_images: int
+    max_image_bytes: int
+    max_pixels: int
+    max_frames: int
+    max_label_chars: int
+    max_connections: int
+
+
+class Setting(Shape):
+    value: Any
+    origin: str
+    unit: str
+    help: str
+
+
+class Info(Shape):
+    latentd: str
+    python: str
+    machine: str
+    board: Optional[str]
+    media_types: List[str]
+    limits: Limits
+    engine: Engine
+    config: Dict[str, Setting]
+
+
+class Health(Shape):
+    status: str

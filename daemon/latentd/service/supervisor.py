@@ -1,0 +1,149 @@
+"""The daemon's life: lock, listen, build, serve, stop, in that order, and what ends it.
+
+`run` belongs to the main thread and blocks until SIGTERM, SIGINT or the death of the inference thread. Stopping: no new connection,
+requests in flight are finished, then the parts end one after the other (learner with its checkpoint, decoders, inference, meters,
+journal).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import threading
+from contextlib import ExitStack, contextmanager
+from typing import Iterator, List, Optional
+
+import uvicorn
+
+from latentd.config import Config
+from latentd.errors import EngineError
+from latentd.service.app import create_app
+from latentd.service.building import build, keep_totals
+from latentd.service.listener import Listener, bind
+from latentd.service.parts import Parts
+from latentd.service.state_folder import StateFolder
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 30  # an idle connection is closed after this
+FINISH_S = 20  # requests in flight may take so long when the daemon stops
+LAST_RESORT_S = 60.0  # after a death: a stop that hangs longer is cut short
+TOTALS_EVERY_S = 60.0
+
+
+class Daemon:
+    """One latentd. start() and stop() are what run() does around serving; call them alone to have the parts without HTTP."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.death: Optional[BaseException] = None  # what killed the inference thread
+        self._until_stop = ExitStack()
+        self._server: Optional[_Server] = None
+
+    def start(self) -> Parts:
+        """Locks the state folder and starts every part. Raises ConfigError, StateInUse, CheckpointError, EngineError, JournalError."""
+        with ExitStack() as started:
+            folder = StateFolder(self.config.state_dir)
+            started.callback(folder.close)
+            parts = build(self.config, self._on_death, started)
+            self._until_stop = started.pop_all()
+        self._folder = folder
+        return parts
+
+    def stop(self) -> None:
+        """Ends every part, the last started first; the learner saves a checkpoint, the journal its last commands."""
+        self._until_stop.close()
+
+    def run(self) -> None:
+        """Serves until told to stop. Raises EngineError when the inference thread died, and whatever start() raises."""
+        logging.basicConfig(level=self.config.log.level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        listener = bind(self.config.http.bind)
+        with listener.socket:
+            parts = self.start()
+            try:
+                gc.collect()
+                gc.freeze()  # what lives as long as the process needs no more looking through
+                asyncio.run(self._serve(parts, listener))
+            finally:
+                self.stop()
+        log.info("stopped")
+        if self.death is not None:
+            raise EngineError(f"the inference thread died: {self.death}") from self.death
+
+    async def _serve(self, parts: Parts, listener: Listener) -> None:
+        self._server = server = _Server(parts, listener, self._folder)
+        if self.death is not None:
+            return
+        loop = asyncio.get_running_loop()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, server.leave)
+        tasks = [asyncio.ensure_future(parts.readiness.probe_for_ever()), asyncio.ensure_future(_keep_totals_for_ever(parts))]
+        try:
+            await server.serve(sockets=[listener.socket])
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def _on_death(self, death: BaseException) -> None:
+        """On the dying inference thread: lets what can still be answered be answered, then the process ends."""
+        self.death = death
+        last_resort = threading.Timer(LAST_RESORT_S, os._exit, (1,))
+        last_resort.daemon = True
+        last_resort.start()
+        if self._server is not None:
+            self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our signals, one line when it listens, and the address noted for the command line.
+
+    Slow clients: uvicorn closes an idle connection after KEEP_ALIVE_S, and a request body has http.body_timeout_s. For a request head
+    uvicorn has no time limit: 64 KiB and the connection limit bound it, which the Edge answers with 503 and uvicorn itself enforces a
+    little above.
+    """
+
+    def __init__(self, parts: Parts, listener: Listener, folder: StateFolder) -> None:
+        settings = uvicorn.Config(
+            create_app(parts),
+            ws="none",
+            lifespan="off",
+            workers=1,
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=FINISH_S,
+            limit_concurrency=parts.config.http.max_connections + 16,
+        )
+        super().__init__(settings)
+        parts.open_connections = lambda: len(self.server_state.connections)
+        self._listener = listener
+        self._folder = folder
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The daemon handles signals: uvicorn would raise them again after serving, before the parts are ended."""
+        yield
+
+    def leave(self) -> None:
+        """The first signal ends the serving gracefully, the second at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def startup(self, sockets: Optional[List[socket.socket]] = None) -> None:
+        await super().startup(sockets)
+        self._folder.note_address(self._listener.url)
+        log.info("listening on %s", self._listener.url)
+
+
+async def _keep_totals_for_ever(parts: Parts) -> None:
+    """Joules survive a power cut, but for the last minute."""
+    while True:
+        await asyncio.sleep(TOTALS_EVERY_S)
+        keep_totals(parts.journal, parts.ledger)

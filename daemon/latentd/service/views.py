@@ -1,0 +1,95 @@
+"""Domain values as the JSON objects of the answers: the shapes in schemas.py, made without validation. Pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Dict, Optional
+
+from latentd.service.answers import rfc3339
+
+if TYPE_CHECKING:
+    from latentd.engines.choose import Choice
+    from latentd.learning.accuracy import AccuracyReport, Score
+    from latentd.replay.records import ClassRecord, SampleRecord
+    from latentd.service.parts import Parts
+
+
+def sample(record: SampleRecord) -> Dict[str, Any]:
+    return {
+        "sample_id": record.sample_id,
+        "seq": record.seq,
+        "label": record.label,
+        "state": record.state,
+        "taught_at": rfc3339(record.taught_at),
+        "sha256": record.sha256,
+        "duplicate_of": record.duplicate_of,
+        "holdout": record.holdout,
+    }
+
+
+def score(found: Score) -> Dict[str, Any]:
+    return {"value": found.ratio, "correct": found.correct, "count": found.count, "low": found.low, "high": found.high}
+
+
+def accuracy(report: AccuracyReport, confusion: bool = False) -> Dict[str, Any]:
+    """The accuracy; the table of confusions only where it was asked for."""
+    view: Dict[str, Any] = {
+        "prequential": score(report.prequential),
+        "prequential_recent": score(report.prequential_recent),
+        "holdout": score(report.holdout),
+        "per_class": [
+            {"name": each.name, "prequential": score(each.prequential), "holdout": score(each.holdout)} for each in report.per_class
+        ],
+    }
+    return {**view, "confusion": report.confusion} if confusion else view
+
+
+def class_entry(record: ClassRecord, report: Optional[AccuracyReport] = None) -> Dict[str, Any]:
+    view: Dict[str, Any] = {
+        "name": record.name,
+        "created_at": rfc3339(record.created_at),
+        "samples": record.samples,
+        "holdout": record.holdout,
+        "stored": record.stored,
+    }
+    measured = next((each for each in report.per_class if each.name == record.name), None) if report else None
+    return view if measured is None else {**view, "prequential": score(measured.prequential), "holdout_accuracy": score(measured.holdout)}
+
+
+def engine(choice: Choice) -> Dict[str, Any]:
+    """Which engine serves, what it computes, and why not the better ones."""
+    spec = choice.stage.spec
+    return {
+        "name": choice.stage.name,
+        "backbone": {"name": spec.backbone_name, "sha256": spec.backbone_sha256},
+        "image_size": spec.image_size,
+        "split": spec.split,
+        "class_tokens": spec.class_tokens,
+        "width": spec.width,
+        "tokens": spec.tokens,
+        "attempts": [dataclasses.asdict(attempt) for attempt in choice.attempts],
+    }
+
+
+def learner(parts: Parts) -> Dict[str, Any]:
+    return {**dataclasses.asdict(parts.learner.status()), "version": parts.learner.snapshot.version}
+
+
+def journal(parts: Parts) -> Dict[str, Any]:
+    """The journal without its queue, which stands with the other queues."""
+    view = dataclasses.asdict(parts.journal.status())
+    del view["queue_depth"], view["queue_capacity"]
+    return view
+
+
+def energy(parts: Parts, since: Optional[float] = None) -> Dict[str, Any]:
+    """Joules, all or from `since` (unix seconds) on."""
+    return dataclasses.asdict(parts.ledger.report(since))
+
+
+def memory(parts: Parts) -> Dict[str, Any]:
+    """The replay memory, with its samples by class name."""
+    names = {record.class_id: record.name for record in parts.journal.classes()}
+    view = dataclasses.asdict(parts.learner.memory())
+    view["classes"] = {names[class_id]: count for class_id, count in view["classes"].items() if class_id in names}
+    return view

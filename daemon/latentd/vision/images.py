@@ -1,0 +1,201 @@
+"""Encoded image bytes to the square of pixels that a backbone takes.
+
+`decode` keeps no state: any number of threads may call it (the decode pool does), and it blocks for as long as decoding takes. All limits
+are checked in the header, before pixels are decoded. Pillow's decoders are opened by class, not through Image.open: the content decides,
+one format is tried, and none of Pillow's process-wide switches matters.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, features
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from latentd.errors import ImageUndecodable, TooLarge, UnsupportedMedia
+
+# What Pillow's decoders raise on damaged files. UserWarning: some damage is only warned about, and warnings may be errors.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    UserWarning,
+)
+_GAP = 2.0
+"""Decoders and box averaging shrink to this many times the target before the exact bicubic step."""
+_OPENERS: Dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WebP": WebPImageFile,
+    "BMP": BmpImageFile,
+}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_STARTS: Tuple[Tuple[bytes, str], ...] = (
+    (b"\xff\xd8", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"GIF8", "a GIF"),
+    (b"II*\0", "a TIFF"),
+    (b"MM\0*", "a TIFF"),
+    (b"\0\0\1\0", "an icon"),
+    (b"%PDF", "a PDF"),
+    (b"PK\3\4", "a ZIP archive"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (b"8BPS", "a Photoshop file"),
+    (b"<svg", "an SVG drawing"),
+    (b"<", "XML or HTML"),
+    (b"{", "JSON"),
+)
+_BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image", b"heic": "a HEIC image", b"heix": "a HEIC image", b"mif1": "a HEIF image"}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What one image may have at most; each is checked before decoding."""
+
+    max_bytes: int
+    max_pixels: int
+    max_frames: int
+
+
+def decode(data: bytes, size: int, limits: ImageLimits) -> NDArray[np.uint8]:
+    """JPEG, PNG, WebP or BMP bytes -> RGB pixels (size, size, 3), turned as EXIF says; the whole picture is squashed to the square.
+
+    Bicubic with antialiasing. Transparency goes on white, 16-bit values keep their upper half, of several frames the first counts. Raises
+    UnsupportedMedia (another kind of content), TooLarge (bytes, pixels, frames), ImageUndecodable (empty, cut short, damaged).
+    """
+    if len(data) > limits.max_bytes:
+        raise TooLarge(f"the image has {len(data):,} bytes, at most {limits.max_bytes:,} are accepted")
+    kind = _kind(data)
+    try:
+        image = _opened(data, kind, limits)
+        square = _squashed(image, size)
+    except MemoryError as cause:
+        raise TooLarge(f"the {kind} needs more memory than this device has") from cause
+    except _DAMAGE as cause:
+        raise ImageUndecodable(f"the {kind} can't be decoded: {cause}") from cause
+    turn = _TURNS.get(_orientation(image.info.get("exif")))
+    return np.array(square if turn is None else square.transpose(turn), dtype=np.uint8)
+
+
+def _kind(data: bytes) -> str:
+    """JPEG, PNG, WebP or BMP by content; otherwise an error that says what the bytes look like."""
+    if not data:
+        raise ImageUndecodable("the image is empty: 0 bytes", hint="Send the file's bytes; the upload may have been cut short.")
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        if not features.check("webp"):
+            raise UnsupportedMedia("this device's Pillow was built without WebP", hint="Send JPEG or PNG.")
+        return "WebP"
+    start = data[:64].lstrip()
+    found = next((kind for magic, kind in _STARTS if data.startswith(magic) or (magic[:1] in b"<{" and start.startswith(magic))), None)
+    if found in _OPENERS:
+        return str(found)
+    if data[4:8] == b"ftyp":
+        found = _BRANDS.get(data[8:12], "a video or HEIF file")
+    raise UnsupportedMedia(f"this is {found or _described(data)}, not JPEG, PNG, WebP or BMP")
+
+
+def _described(data: bytes) -> str:
+    sample = data[:64]
+    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in sample):
+        return "plain text"
+    return f"no image format known here (it starts with {sample[:8].hex(' ')})"
+
+
+def _opened(data: bytes, kind: str, limits: ImageLimits) -> Image.Image:
+    """The image with its header read and its limits checked; no pixel is decoded yet."""
+    if kind == "WebP":  # its decoder allocates the whole canvas when it opens the file
+        _check_pixels(_webp_size(data), limits)
+    image = _OPENERS[kind](io.BytesIO(data))
+    _check_pixels(image.size, limits)
+    frames = getattr(image, "n_frames", 1)
+    if frames > limits.max_frames:
+        raise TooLarge(f"the {kind} has {frames} frames, at most {limits.max_frames} are accepted", hint="Send the one frame that matters.")
+    return image
+
+
+def _check_pixels(size: Tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ValueError(f"its header says {width} x {height} pixels")
+    if width * height > limits.max_pixels:
+        raise TooLarge(
+            f"the image is {width} x {height} pixels, at most {limits.max_pixels:,} in all are accepted", hint="Scale it down first."
+        )
+
+
+def _webp_size(data: bytes) -> Tuple[int, int]:
+    """Canvas size from the first chunk of a WebP file (RFC 9649); struct.error where the file ends before it."""
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        width, wide, height, high = struct.unpack_from("<HBHB", data, 24)  # two 24-bit numbers
+        return (width | wide << 16) + 1, (height | high << 16) + 1
+    if chunk == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _squashed(image: Image.Image, size: int) -> Image.Image:
+    """RGB, size x size. Alpha is laid on white after resizing, which gives the same as before it and costs less."""
+    gap = int(size * _GAP)
+    image.draft(image.mode, (gap, gap))  # a JPEG decodes at 1/2, 1/4 or 1/8 where that is still large enough
+    image.load()
+    image = _eight_bits(image)
+    square = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=_GAP)
+    if square.mode == "RGBA":
+        square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
+    return square.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image as L, RGB, RGBA or CMYK: modes that can be resized."""
+    if image.mode.startswith("I"):  # 16-bit grey; 32-bit in older versions of Pillow
+        values = np.clip(np.asarray(image, dtype=np.int32), 0, 0xFFFF) >> 8
+        return Image.fromarray(values.astype(np.uint8))
+    if image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB", "RGBA", "CMYK") else image.convert("RGB")
+
+
+def _orientation(exif: Optional[bytes]) -> int:
+    """The orientation tag (1..8) of raw EXIF data; 1 where there is none or it is damaged, which must not cost the image."""
+    try:
+        tiff = exif[6:] if exif and exif.startswith(b"Exif\0\0") else exif or b""
+        order = {b"II": "<", b"MM": ">"}[tiff[:2]]
+        offset = struct.unpack_from(order + "I", tiff, 4)[0]
+        for entry in range(struct.unpack_from(order + "H", tiff, offset)[0]):
+            tag, kind = struct.unpack_from(order + "HH", tiff, offset + 2 + 12 * entry)
+            if tag == 0x0112 and kind == 3:
+                return int(struct.unpack_from(order + "H", tiff, offset + 10 + 12 * entry)[0])
+    except (KeyError, struct.error):
+        pass
+    return 1

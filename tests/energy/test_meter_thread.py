@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, List, Optional
+
+import pytest
+
+from latentd.config import EnergyConfig
+from latentd.energy.ledger import EnergyLedger
+from latentd.energy.meter_thread import MeterThread
+from latentd.energy.meters import Choice, Reading
+from latentd.errors import ConfigError, MeterUnavailable
+
+if TYPE_CHECKING:
+    from energy.conftest import Clock, Plant
+
+
+class FakeMeter:
+    source = "ina3221"
+    scope = "everything"
+
+    def __init__(self, clock: Callable[[], float], error: Optional[Exception] = None) -> None:
+        self.clock, self.error, self.is_closed = clock, error, False
+
+    def read(self) -> Reading:
+        if self.error is not None:
+            raise self.error
+        return Reading(self.source, "measured", self.clock(), power_w=5.0)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Bench:
+    """A meter thread that is ticked by hand; `choices` are given out in turn, the last one for ever."""
+
+    def __init__(self, clock: Clock, *choices: Choice, root: Path = Path("/nonexistent")) -> None:
+        self.clock, self.choices = clock, list(choices)
+        self.tries_s: List[float] = []
+        self.ledger = EnergyLedger(clock=clock)
+        self.thread = MeterThread(self.ledger, self._choose, root=root, period_s=0.2, clock=clock)
+
+    def _choose(self, wait: Callable[[float], bool]) -> Choice:
+        self.tries_s.append(self.clock.now_s)
+        return self.choices.pop(0) if len(self.choices) > 1 else self.choices[0]
+
+    def run(self, seconds: float) -> None:
+        end_s = self.clock.now_s + seconds
+        while self.clock.now_s < end_s:
+            self.clock.now_s += max(self.thread.tick(), 0.001)
+
+
+NONE = Choice(None, {"ina3221": "no INA3221 sensor", "rapl": "RAPL not readable (root only)"})
+
+
+def test_a_chosen_meter_feeds_the_ledger_once_a_period(clock: Clock) -> None:
+    bench = Bench(clock, Choice(FakeMeter(clock), {"tegrastats": "not found"}))
+    assert bench.thread.tick() == pytest.approx(0.2)
+    bench.run(10)
+    report = bench.ledger.report()
+    assert report.energy_j == pytest.approx(50.0, rel=0.05)
+    assert (report.is_up, report.meter.passed_over) == (True, {"tegrastats": "not found"})
+
+
+def test_without_a_meter_the_ledger_has_every_reason_and_is_asked_again_later_and_later(clock: Clock) -> None:
+    bench = Bench(clock, NONE)
+    bench.run(200)
+    waits = [after - before for before, after in zip(bench.tries_s, bench.tries_s[1:])]
+    assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], abs=0.01)
+    report = bench.ledger.report()
+    assert report.meter.reason == "no INA3221 sensor; RAPL not readable (root only)"
+    assert report.meter.passed_over == NONE.passed_over
+
+
+def test_a_missing_sensor_is_logged_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    Bench(clock, NONE).run(200)
+    assert [record.message for record in caplog.records] == ["energy is unavailable: no INA3221 sensor; RAPL not readable (root only)"]
+
+
+def test_a_meter_that_fails_is_closed_and_replaced_and_leaves_one_gap(clock: Clock) -> None:
+    first, second = FakeMeter(clock), FakeMeter(clock)
+    bench = Bench(clock, Choice(first, {}), NONE, Choice(second, {}))
+    bench.run(10)
+    first.error = MeterUnavailable("the sensor is gone")
+    bench.thread.tick()
+    assert first.is_closed
+    assert bench.ledger.report().meter.reason == "the sensor is gone"
+    bench.run(20)
+    report = bench.ledger.report()
+    assert (report.gaps, report.is_up) == (1, True)
+    assert report.gap_s == pytest.approx(3.0, abs=0.3)
+
+
+def test_a_meter_that_keeps_failing_is_tried_less_and_less_often(clock: Clock) -> None:
+    bench = Bench(clock, *[Choice(FakeMeter(clock, MeterUnavailable("flaps")), {}) for _ in range(50)])
+    bench.run(120)
+    assert len(bench.tries_s) <= 8
+
+
+def test_a_meter_that_served_for_a_minute_is_tried_again_after_a_second(clock: Clock) -> None:
+    meters = [FakeMeter(clock), FakeMeter(clock), FakeMeter(clock)]
+    bench = Bench(clock, NONE, NONE, NONE, *[Choice(meter, {}) for meter in meters])
+    bench.run(100)
+    meters[0].error = MeterUnavailable("gone")
+    bench.thread.tick()
+    failed_s = clock.now_s
+    bench.run(2)
+    assert bench.tries_s[-1] - failed_s == pytest.approx(1.0, abs=0.01)
+
+
+def test_an_unforeseen_error_is_logged_once_with_its_traceback_counted_and_survived(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(clock, *[Choice(FakeMeter(clock, ZeroDivisionError("odd")), {}) for _ in range(4)], Choice(FakeMeter(clock), {}))
+    with caplog.at_level(logging.ERROR):
+        bench.run(30)
+    assert bench.thread.errors == 4
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+    assert bench.ledger.report().is_up
+
+
+def test_an_error_while_choosing_is_survived_too(clock: Clock) -> None:
+    ledger = EnergyLedger(clock=clock)
+
+    def choose(wait: Callable[[float], bool]) -> Choice:
+        raise ZeroDivisionError("odd")
+
+    thread = MeterThread(ledger, choose, root=Path("/nonexistent"), period_s=0.2, clock=clock)
+    assert thread.tick() == 1.0
+    assert "odd" in (ledger.report().meter.reason or "")
+
+
+def test_images_are_counted_soon_though_no_meter_serves(clock: Clock) -> None:
+    bench = Bench(clock, NONE)
+    bench.run(130)
+    with bench.ledger.activity("classify", images=3):
+        pass
+    bench.run(5.1)
+    assert bench.ledger.report().activities["classify"].count == 3
+
+
+def test_temperatures_are_read_every_five_seconds_with_or_without_a_meter(clock: Clock, plant: Plant) -> None:
+    zone = "sys/class/thermal/thermal_zone0"
+    root = plant({f"{zone}/type": "CPU-therm", f"{zone}/temp": 40000})
+    bench = Bench(clock, NONE, root=root)
+    bench.thread.tick()
+    assert bench.thread.temperatures_c == {"CPU-therm": 40.0}
+    plant({f"{zone}/temp": 50000})
+    bench.thread.tick()
+    assert bench.thread.temperatures_c == {"CPU-therm": 40.0}
+    bench.run(6)
+    assert bench.thread.temperatures_c == {"CPU-therm": 50.0}
+
+
+def test_stopping_is_prompt_and_gives_the_meter_back() -> None:
+    was_read = threading.Event()
+
+    class Signalling(FakeMeter):
+        def read(self) -> Reading:
+            was_read.set()
+            return super().read()
+
+    ledger = EnergyLedger(period_s=60.0, gap_s=120.0)
+    meter = Signalling(lambda: 1.0)
+    thread = MeterThread(ledger, lambda wait: Choice(meter, {}), root=Path("/nonexistent"), period_s=60.0)
+    thread.start()
+    assert was_read.wait(10)
+    assert thread.stop(10)
+    assert meter.is_closed
+
+
+def test_a_thread_that_never_started_can_be_stopped(clock: Clock) -> None:
+    assert Bench(clock, NONE).thread.stop()
+
+
+def test_the_configuration_makes_a_thread_for_its_meters(plant: Plant, clock: Clock) -> None:
+    cap = "sys/class/powercap/intel-rapl:0"
+    root = plant({f"{cap}/name": "package-0", f"{cap}/energy_uj": 5, f"{cap}/max_energy_range_uj": 1000})
+    ledger = EnergyLedger(clock=clock)
+    MeterThread.from_config(EnergyConfig(meters=("ina3221", "rapl")), ledger, root=root, clock=clock).tick()
+    assert ledger.report().meter.source == "rapl"
+
+
+def test_an_unknown_meter_is_refused_before_the_thread_is_made(clock: Clock) -> None:
+    with pytest.raises(ConfigError, match="wattmeter"):
+        MeterThread.from_config(EnergyConfig(meters=("wattmeter",)), EnergyLedger(clock=clock), clock=clock)
