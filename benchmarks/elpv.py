@@ -49,8 +49,8 @@ def main() -> int:
     }
     harness.save_json(Path(arguments.out), result)
     _plot(result, Path(arguments.out).with_suffix(".png"))
-    console.print(f"two classes: {result['two_classes']['mean']:.2f} % mean of {[round(a, 2) for a in accuracies]}")  # type: ignore[index]
-    means = {key: round(value, 2) for key, value in result["four_classes"].items() if key != "runs"}  # type: ignore[attr-defined]
+    console.print(f"two classes: {result['two_classes']['mean']:.2f} % mean of {[round(a, 2) for a in accuracies]}")
+    means = {key: round(value, 2) for key, value in result["four_classes"].items() if key != "runs"}
     console.print(f"four classes: {means}")
     return 0
 

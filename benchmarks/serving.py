@@ -26,7 +26,7 @@ from rich.console import Console
 import elpv_cells
 import harness
 from latentd import config
-from latentd.engines.export import Artefacts
+from latentd.engines.artefacts import Artefacts
 from latentd.engines.stage import planar, stage_spec
 from latentd.vision import checkpoints, images
 
@@ -47,7 +47,7 @@ class BareEngine:
 
         backbone = checkpoints.pull(settings.cache_dir, progress=console.print)
         spec = stage_spec(settings, backbone)
-        graph = Artefacts(backbone, spec, settings.cache_dir).graph
+        graph = Artefacts(backbone, spec, settings.cache_dir).graph()
         self._make: Callable[[], Any] = lambda: onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
         self._size = spec.image_size
         self._limits = images.ImageLimits(1 << 24, 1 << 26, 1)

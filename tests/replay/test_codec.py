@@ -122,6 +122,13 @@ def test_a_token_scale_is_never_off_by_more_than_half_its_step(latents: Floats, 
     assert (error <= step / 2 * (1 + 1e-4) + np.abs(latents).max() * 1e-6).all()
 
 
+def test_a_token_far_from_zero_keeps_its_small_differences() -> None:
+    """FP16 numbers near 1000 are 0.5 apart: the stored least value must lie below the token, not above it."""
+    latents = 1000.3 + 0.01 * gaussian(4, 2, 64)
+    codec = make_codec("int8", "token", 2, 64)
+    assert np.abs(codec.decode(codec.encode(latents)) - latents).max() < 0.002
+
+
 @pytest.mark.parametrize("name", ["fp32", "fp16", *INTS])
 @pytest.mark.parametrize("kind", ["token", "rotated"])
 def test_zero_and_constant_tokens_survive(name: str, kind: str) -> None:

@@ -72,14 +72,18 @@ def test_classes_that_come_one_after_the_other_end_up_with_equal_shares() -> Non
     assert memory.counts() == dict.fromkeys(range(10), 5)
 
 
-def test_a_class_keeps_a_uniform_sample_of_all_it_was_taught() -> None:
+@pytest.mark.parametrize(
+    ("slots", "classes", "runs"), [(10, 1, 300), (1, 1, 1500), (9, 2, 400)], ids=["one class", "one slot", "two classes"]
+)
+def test_a_class_keeps_a_uniform_sample_of_all_it_was_taught(slots: int, classes: int, runs: int) -> None:
     kept: Counter[int] = Counter()
-    for seed in range(300):
-        memory = memory_of(10, seed)
-        fill(memory, [0] * 40)
+    for seed in range(runs):
+        memory = memory_of(slots, seed)
+        fill(memory, [i % classes for i in range(40)])
         kept.update(int(sample_id[1:]) // 10 for sample_id in memory.ids())
-    # 300 runs x 10 slots over four quarters of the stream: 750 each, standard deviation 22.
-    assert all(abs(kept[quarter] - 750) < 90 for quarter in range(4))
+    # A quarter of the stream each, within four standard deviations.
+    expected = runs * slots / 4
+    assert all(abs(kept[quarter] - expected) < 4 * (expected * 0.75) ** 0.5 for quarter in range(4))
 
 
 def test_the_new_sample_itself_may_be_the_one_that_goes() -> None:
@@ -119,7 +123,18 @@ def test_relabelling_moves_a_sample_and_its_counts() -> None:
     assert memory.counts() == memory.seen() == {0: 1, 1: 1, 7: 1}
     assert memory.relabel("s0000000", 7)
     assert memory.counts() == {1: 1, 7: 2}
+    assert memory.relabel("s0000000", 7)
+    assert memory.counts() == memory.seen() == {1: 1, 7: 2}
     assert not memory.relabel("s0000009", 7)
+
+
+def test_a_removed_sample_counts_as_never_seen_and_an_evicted_one_as_seen() -> None:
+    memory = memory_of(4)
+    fill(memory, [0] * 6)
+    assert memory.seen() == {0: 6}
+    assert memory.remove(memory.ids()[0])
+    assert memory.counts() == {0: 3}
+    assert memory.seen() == {0: 5}
 
 
 def test_removing_what_is_not_there_says_so() -> None:
@@ -186,6 +201,19 @@ def test_a_draw_gives_latents_with_their_own_classes() -> None:
     assert latents.dtype == np.float32
     assert class_ids.dtype == np.int64
     np.testing.assert_array_equal(latents[:, 0, 0].astype(int) % 3, class_ids)
+
+
+def test_a_draw_sees_every_change_since_the_last_one() -> None:
+    memory = memory_of(4)
+    rng = np.random.default_rng(0)
+    fill(memory, [0, 0])
+    assert sorted(memory.draw(2, rng)[1]) == [0, 0]
+    fill(memory, [1], start=5)
+    assert sorted(memory.draw(2, rng)[1]) == [0, 1]
+    memory.relabel("s0000000", 2)
+    assert sorted(memory.draw(3, rng)[1]) == [0, 1, 2]
+    memory.remove("s0000001")
+    assert sorted(memory.draw(2, rng)[0][:, 0, 0]) == [0, 5]
 
 
 def test_every_class_gets_its_share_of_a_draw_however_small_it_is() -> None:

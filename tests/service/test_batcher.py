@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import CancelledError, Future
-from typing import Any, Callable, Iterator, List, Optional
+from concurrent.futures import Future
+from typing import Any, Callable, Iterator, List
 
 import numpy as np
 import pytest
@@ -157,6 +157,16 @@ def test_images_of_a_cancelled_request_are_skipped(make: Make, stage: FakeStage)
     assert batcher.depth == 0
 
 
+def test_a_queue_of_cancelled_images_does_not_hide_the_other_queue(make: Make, stage: FakeStage) -> None:
+    batcher = make()
+    first = held_up(batcher, stage)
+    gone, kept = put(batcher, 3, Priority.CLASSIFY), put(batcher, 1, Priority.LEARN)
+    for ticket in gone:
+        ticket.future.cancel()
+    stage.gate.set()
+    results([first, *kept])
+
+
 def test_tokens_are_given_only_to_those_who_asked(make: Make, stage: FakeStage) -> None:
     batcher = make()
     first = held_up(batcher, stage)
@@ -293,15 +303,3 @@ def test_the_ledger_counts_classified_images_but_no_probes_and_no_learn_images(
     ledger.unavailable("closes the interval, so that the marks are counted")
     activities = ledger.report().activities
     assert (activities["classify"].count, activities["learn"].count) == (images, 0)
-
-
-def test_a_cancelled_future_raises_in_whoever_waits(make: Make) -> None:
-    batcher = make(start=False)
-    (ticket,) = put(batcher, 1)
-    ticket.future.cancel()
-    error: Optional[BaseException] = None
-    try:
-        ticket.future.result(0)
-    except CancelledError as cancelled:
-        error = cancelled
-    assert error is not None

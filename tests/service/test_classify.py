@@ -8,7 +8,8 @@ import pytest
 from latentd.config import Config, EngineConfig
 from latentd.service.batcher import Priority
 from latentd.service.schemas import ClassifyAnswer
-from service.fakes import World, assert_problem, picture
+from latentd.vision.images import ImageLimits, decode
+from service.fakes import SIZE, World, assert_problem, picture
 
 
 def test_a_raw_picture_is_answered_with_one_result_of_the_documented_shape(world: World) -> None:
@@ -75,9 +76,6 @@ def test_an_image_whose_latent_is_not_finite_is_refused_alone(world: World) -> N
 
 
 def _first_value(image: bytes) -> int:
-    from latentd.vision.images import ImageLimits, decode
-    from service.fakes import SIZE
-
     return int(decode(image, SIZE, ImageLimits(1 << 20, 1 << 20, 1))[0, 0, 0])
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 ok; 1 failed; 2 usage; 3 no daemon reached; 4 the daemon refused; 
 from __future__ import annotations
 
 import sys
+from typing import NoReturn, Optional, Sequence
 
 import typer
 
@@ -44,7 +45,8 @@ def latentd(version: bool = typer.Option(False, "--version", callback=_show_vers
     """Ask what images show, and teach it: a thin client of the daemon on this device, and the daemon itself (serve)."""
 
 
-def main() -> None:
-    """Runs the command line and ends the process with its exit code."""
+def main(arguments: Optional[Sequence[str]] = None) -> NoReturn:
+    """Runs the command line (sys.argv, unless told) and ends the process with its exit code."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    app(prog_name="latentd")
+    app(args=arguments, prog_name="latentd")
+    raise SystemExit(0)

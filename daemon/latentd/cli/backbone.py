@@ -10,7 +10,7 @@ import typer
 
 from latentd import config
 from latentd.cli.figures import size
-from latentd.cli.terminal import JSON, console, note, print_json, say, table, verb
+from latentd.cli.terminal import JSON, note, print_json, say, show, table, verb
 
 if TYPE_CHECKING:
     from latentd.vision.checkpoints import Backbone
@@ -20,18 +20,20 @@ app = typer.Typer(no_args_is_help=True, help="Get and list backbones.")
 CACHE_DIR = typer.Option(None, help="Folder of weights and compiled graphs.", show_default="from the configuration")
 
 
+NORMALISATION = typer.Option(None, help="imagenet, or half (mean and deviation 0.5).", show_default="from the kind of checkpoint")
+
+
 @app.command("pull")
 @verb
 def pull(
-    name: Optional[str] = typer.Argument(None, help="Which backbone.", show_default="the configured one"),
+    name: Optional[str] = typer.Argument(None, help="Which backbone.", show_default="the default one"),
     cache_dir: Optional[str] = CACHE_DIR,
     as_json: bool = JSON,
 ) -> None:
     """Fetch a backbone into the cache and check it; does nothing when it is there already."""
     from latentd.vision import checkpoints
 
-    settings = _settings(cache_dir)
-    _present(checkpoints.pull(settings.cache_dir, name or settings.backbone.name, note), as_json)
+    _present(checkpoints.pull(_settings(cache_dir).cache_dir, name or checkpoints.DEFAULT, note), as_json)
 
 
 @app.command("import")
@@ -39,13 +41,14 @@ def pull(
 def import_file(
     file: Path = typer.Argument(..., help="A safetensors or ONNX file of a vision transformer."),
     name: Optional[str] = typer.Option(None, help="Name in the cache.", show_default="from the file"),
+    normalisation: Optional[str] = NORMALISATION,
     cache_dir: Optional[str] = CACHE_DIR,
     as_json: bool = JSON,
 ) -> None:
     """Convert a checkpoint file into the cache."""
     from latentd.vision import checkpoints
 
-    _present(checkpoints.import_file(file, _settings(cache_dir).cache_dir, name), as_json)
+    _present(checkpoints.import_file(file, _settings(cache_dir).cache_dir, name, normalisation=normalisation), as_json)
 
 
 @app.command("list")
@@ -71,7 +74,7 @@ def installed(cache_dir: Optional[str] = CACHE_DIR, as_json: bool = JSON) -> Non
             ]
             for each in found
         ]
-        console().print(table(["name", "depth", "width", "images", "file", "sha256", "source"], rows))
+        show(table(["name", "depth", "width", "images", "file", "sha256", "source"], rows))
     else:
         note(f"No backbone in {settings.cache_dir}; `latentd backbone pull` fetches the default one.")
 

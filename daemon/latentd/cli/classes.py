@@ -8,7 +8,7 @@ from urllib.parse import quote
 import typer
 
 from latentd.cli.figures import score
-from latentd.cli.terminal import JSON, URL, connect, console, note, print_json, say, table, verb
+from latentd.cli.terminal import JSON, URL, connect, note, print_json, say, show, table, verb
 
 app = typer.Typer(help="List, create and rename classes.", invoke_without_command=True)
 
@@ -76,6 +76,6 @@ def _list(url: Optional[str], as_json: bool) -> None:
             for each in found["classes"]
         ]
         headings = ["class", "samples", "hold-out", "kept", "right before learning", "right on hold-out"]
-        console().print(table(headings, rows, right=(1, 2, 3)))
+        show(table(headings, rows, right=(1, 2, 3)))
     else:
         note("No classes yet; `latentd learn --label NAME FILE` teaches the first one.")

@@ -15,10 +15,10 @@ import httpx
 
 from latentd.config import Config
 from latentd.errors import LatentdError, NoAnswer, NotLatentd, Unreachable
+from latentd.service.state_folder import ADDRESS_FILE
 
 CONNECT_S = 3.0
 ANSWER_S = 120.0
-ADDRESS_FILE = "address"
 
 
 class Refused(LatentdError):
@@ -95,7 +95,7 @@ class Client:
         except httpx.TimeoutException as cause:
             raise NoAnswer(f"No answer from {self.url} within {ANSWER_S:g} seconds.") from cause
         except (httpx.TransportError, httpx.InvalidURL) as cause:
-            raise NoAnswer(f"The connection to {self.url} broke: {cause}.") from cause
+            raise NoAnswer(f"The connection to {self.url} broke: {str(cause).rstrip('.')}.") from cause
         return self._understood(response)
 
     def _understood(self, response: httpx.Response) -> Answer:

@@ -1,4 +1,4 @@
-"""Figures in words: shares, sizes, joules, times. Unknown is a dash, never 0."""
+"""Figures in words: shares, sizes, joules, times. Unknown is said, never 0."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def percent(ratio: Optional[float]) -> str:
 def score(found: Optional[Mapping[str, Any]]) -> str:
     """A Score of the API: the share, its 95 % interval, and of how many."""
     if not found or found["value"] is None:
-        return "-"
+        return "not known yet"
     return f"{percent(found['value'])} ({100 * found['low']:.0f} to {100 * found['high']:.0f}, of {found['count']})"
 
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from latentd.cli.client import Client
 from latentd.cli.pictures import Found, Outcome, find, find_by_class
 from latentd.cli.sending import limits, outcome_code, problem_lines, send
-from latentd.cli.terminal import JSON, URL, complain, connect, console, exit_code, note, plain, print_json, problem, say, table, verb
+from latentd.cli.terminal import JSON, URL, complain, connect, console, exit_code, note, plain, print_json, problem, say, show, table, verb
 from latentd.errors import FileUnusable, LatentdError
 
 WAIT_S = 30
@@ -75,7 +75,7 @@ class Lesson:
         """label -> state -> files; a file that could not be used has the state "problem"."""
         counts: Dict[str, Counter[str]] = {}
         for picture, result, _ in self.outcomes:
-            counts.setdefault(picture.label or "-", Counter())[result.get("state") or "problem"] += 1
+            counts.setdefault(picture.label or "", Counter())[result.get("state") or "problem"] += 1
         return counts
 
     def document(self) -> Dict[str, Any]:
@@ -96,13 +96,16 @@ class Lesson:
             note(f"{self.passed_over} other files were passed over: outside the class folders, or not named as images are.")
         if self.stopped:
             complain(self.stopped)
+            note("What was stored stays; run the same command again to go on.")
 
     def _show_table(self) -> None:
         rows = []
         for label, states in self.by_class().items():
+            if not label:  # a folder that could not become a class; its line follows
+                continue
             known, refused = states["duplicate"], states["problem"] + states["rejected"]
             rows.append([label, sum(states.values()) - known - refused, known, refused])
-        console().print(table(["class", "taught", "known already", "not used"], rows, right=(1, 2, 3)))
+        show(table(["class", "taught", "known already", "not used"], rows, right=(1, 2, 3)))
         if any(result.get("state") == "learned" for _, result, _ in self.outcomes):
             say(f"Learned; version {self.version} answers now.")
         elif any(result.get("state") == "queued" for _, result, _ in self.outcomes):

@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -94,7 +95,17 @@ def find_by_class(folder: str) -> Found:
             found.add_class(entry)
         else:
             found.passed_over += 1
+    found.pictures = _alternating(found.pictures)
     return found
+
+
+def _alternating(pictures: Sequence[Picture]) -> List[Picture]:
+    """One of each class in turn, so that every mini-batch shows all classes and a stop leaves none out."""
+    by_class: Dict[Optional[str], List[Picture]] = {}
+    for picture in pictures:
+        by_class.setdefault(picture.label, []).append(picture)
+    rounds = zip_longest(*by_class.values())
+    return [picture for each in rounds for picture in each if picture is not None]
 
 
 def read(path: str, most_bytes: int) -> bytes:

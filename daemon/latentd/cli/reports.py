@@ -11,7 +11,7 @@ from rich.console import Group
 
 from latentd.cli import status
 from latentd.cli.figures import duration, joules, score
-from latentd.cli.terminal import JSON, URL, connect, console, note, print_json, say, table, verb
+from latentd.cli.terminal import JSON, URL, connect, note, print_json, say, show, table, verb
 
 CONFUSION = typer.Option(False, "--confusion", help="Also show which classes are taken for which.")
 SINCE = typer.Option(None, "--since", help="From then on: 30m, 12h or 2d ago, or a time such as 2026-05-03T08:00.", show_default="all")
@@ -29,7 +29,7 @@ def accuracy(confusion: bool = CONFUSION, url: Optional[str] = URL, as_json: boo
         return
     rows = [["all", score(found["prequential"]), score(found["holdout"])], ["last 500", score(found["prequential_recent"]), "-"]]
     rows += [[each["name"], score(each["prequential"]), score(each["holdout"])] for each in found["per_class"]]
-    console().print(table(["", "right before learning", "right on hold-out"], rows))
+    show(table(["", "right before learning", "right on hold-out"], rows))
     if confusion:
         _show_confusion(found.get("confusion") or {})
 
@@ -42,7 +42,7 @@ def energy(since: Optional[str] = SINCE, url: Optional[str] = URL, as_json: bool
     if as_json:
         print_json(found)
     else:
-        console().print(_energy(found))
+        show(_energy(found))
 
 
 @verb
@@ -102,7 +102,7 @@ def _energy(found: Dict[str, Any]) -> Group:
 def _show_confusion(found: Dict[str, Dict[str, int]]) -> None:
     mistakes = [[true, taken, count] for true, row in found.items() for taken, count in row.items() if taken != true and count]
     if mistakes:
-        console().print("\nHold-out images taken for another class:")
-        console().print(table(["is", "taken for", "images"], sorted(mistakes, key=lambda row: -row[2]), right=(2,)))
+        show("\nHold-out images taken for another class:")
+        show(table(["is", "taken for", "images"], sorted(mistakes, key=lambda row: -row[2]), right=(2,)))
     else:
         note("No hold-out image is taken for another class." if found else "No hold-out images yet.")

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import typer
 
-from latentd.cli.terminal import JSON, URL, connect, console, note, print_json, say, table, verb
+from latentd.cli.terminal import JSON, URL, connect, note, print_json, say, show, table, verb
 
 app = typer.Typer(help="List and show what was taught.", invoke_without_command=True)
 
@@ -53,7 +53,7 @@ def list_samples(
 
 @app.command("show")
 @verb
-def show(sample: str = SAMPLE, url: Optional[str] = URL, as_json: bool = JSON) -> None:
+def show_sample(sample: str = SAMPLE, url: Optional[str] = URL, as_json: bool = JSON) -> None:
     """Show one sample."""
     with connect(url) as client:
         found = client.get(_path(sample))
@@ -120,7 +120,7 @@ def _present(found: List[Dict[str, Any]], document: Dict[str, Any], as_json: boo
         rows = [
             [each["sample_id"], each["label"], _state(each), each["taught_at"], "hold-out" if each["holdout"] else ""] for each in found
         ]
-        console().print(table(["sample", "class", "state", "taught at", ""], rows))
+        show(table(["sample", "class", "state", "taught at", ""], rows))
     else:
         note("No such samples.")
 

@@ -9,12 +9,12 @@ from typing import Optional
 import typer
 
 from latentd import config
+from latentd.cli.configuration import FOLDER, chosen
 from latentd.cli.terminal import verb
 
 BIND = typer.Option(None, help="Address and port to listen on; port 0 takes a free one.", show_default="127.0.0.1:8420")
 STATE_DIR = typer.Option(None, help="Folder of what was taught.", show_default="from the configuration")
 CACHE_DIR = typer.Option(None, help="Folder of weights and compiled graphs.", show_default="from the configuration")
-CONFIG_DIR = typer.Option(config.SYSTEM_CONFIG, "--config", help="Folder of config.toml and conf.d.", file_okay=False)
 LOG_LEVEL = typer.Option(None, help="debug, info, warning or error.", show_default="info")
 
 
@@ -23,12 +23,12 @@ def serve(
     bind: Optional[str] = BIND,
     state_dir: Optional[str] = STATE_DIR,
     cache_dir: Optional[str] = CACHE_DIR,
-    config_dir: Path = CONFIG_DIR,
+    folder: Optional[Path] = FOLDER,
     log_level: Optional[str] = LOG_LEVEL,
 ) -> None:
     """Run the daemon in the foreground until SIGTERM or Ctrl-C."""
     flags = {"http.bind": bind, "state.dir": state_dir, "state.cache_dir": cache_dir, "log.level": log_level}
-    settings = config.load(os.environ, flags, system=config_dir)
+    settings = config.load(os.environ, flags, system=chosen(folder))
     from latentd.service.supervisor import Daemon  # here, because it takes seconds and no other verb needs it
 
     Daemon(settings).run()

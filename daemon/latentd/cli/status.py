@@ -14,7 +14,7 @@ from rich.text import Text
 
 from latentd.cli.client import Client
 from latentd.cli.figures import duration, joules, score, size
-from latentd.cli.terminal import JSON, URL, connect, console, plain, print_json, verb
+from latentd.cli.terminal import JSON, URL, connect, console, plain, print_json, show, verb
 from latentd.errors import Unreachable
 
 EVERY_S = 2.0
@@ -33,7 +33,7 @@ def status(watch: bool = WATCH, url: Optional[str] = URL, as_json: bool = JSON) 
             if as_json:
                 print_json(found)
             else:
-                console().print(page(found))
+                show(page(found))
             if not watch:
                 return
             time.sleep(EVERY_S)
@@ -74,12 +74,17 @@ def _lines(found: Dict[str, Any]) -> List[Tuple[str, str]]:
         ("energy", energy(found["energy"])),
         ("memory", memory(found["memory"])),
         ("journal", _journal(found["journal"])),
-        ("queues", ", ".join(f"{name} {queue['depth']} of {queue['capacity']}" for name, queue in found["queues"].items())),
+        ("queues", ", ".join(f"{name} {_fill(name, queue)}" for name, queue in found["queues"].items())),
         (
             "temperature",
             ", ".join(f"{name} {value:.0f} °C" for name, value in found["temperatures_c"].items() if value is not None) or "unavailable",
         ),
     ]
+
+
+def _fill(name: str, queue: Dict[str, int]) -> str:
+    depth, capacity = queue["depth"], queue["capacity"]
+    return f"{size(depth)} of {size(capacity)}" if name.endswith("_bytes") else f"{depth} of {capacity}"
 
 
 def _engine(engine: Dict[str, Any]) -> List[Tuple[str, str]]:

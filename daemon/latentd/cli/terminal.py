@@ -13,7 +13,7 @@ import sys
 from typing import Any, Callable, Dict, Iterable, Optional, Sequence, TypeVar, cast
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -83,9 +83,20 @@ def note(sentence: str) -> None:
     console(stderr=True).print(Text(plain(sentence)))
 
 
+def show(answer: RenderableType) -> None:
+    """A table on stdout; without the blanks at the ends of its lines where a program reads it."""
+    screen = console()
+    if screen.is_terminal:
+        screen.print(answer)
+        return
+    with screen.capture() as text:
+        screen.print(answer)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.get().splitlines()))
+
+
 def say(sentence: str) -> None:
-    """A line of the answer, on stdout."""
-    console().print(Text(plain(sentence)))
+    """A sentence of the answer, on stdout."""
+    show(Text(plain(sentence)))
 
 
 def print_json(value: Any) -> None:

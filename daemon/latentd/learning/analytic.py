@@ -25,11 +25,15 @@ _FLOOR = 0.05  # share of the mean square that stands in for the within-class va
 
 @dataclass(frozen=True)
 class LinearHead:
-    """Scores of a feature vector: x @ weight + bias. class_ids: (C,) in column order; weight: (F, C); bias: (C,)."""
+    """Scores of a feature vector: x @ weight + bias. class_ids: (C,) in column order; weight: (F, C); bias: (C,).
+
+    separation: mean squared Mahalanobis distance between two class means; half of it is the score by which a class's own mean wins.
+    """
 
     class_ids: Tuple[int, ...]
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
+    separation: float = 0.0
 
 
 class RidgeSums:
@@ -98,7 +102,7 @@ class RidgeSums:
         weight = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(means.T)), factor).numpy() * (total + PRIOR_SAMPLES)  # (F, C)
         bias = -0.5 * np.einsum("cf,fc->c", means, weight)
         ids = tuple(self.class_ids[i] for i in present)
-        return LinearHead(ids, weight.astype(np.float32), bias.astype(np.float32))
+        return LinearHead(ids, weight.astype(np.float32), bias.astype(np.float32), _separation(means @ weight))
 
     def state(self) -> Dict[str, NDArray[np.float64]]:
         """The arrays of a checkpoint; of the symmetric second moments only the lower triangle."""
@@ -155,3 +159,11 @@ def _rank_update(matrix: torch.Tensor, rows: NDArray[np.float64], weights: NDArr
     if len(rows):
         wide = torch.from_numpy(rows)
         matrix.addmm_(wide.T, torch.from_numpy(rows * weights[:, None]))
+
+
+def _separation(products: NDArray[np.float64]) -> float:
+    """Mean over pairs of classes of the squared distance, from the inner products (C, C) of their means."""
+    classes = len(products)
+    own = np.diagonal(products)
+    distances = own[:, None] + own[None, :] - products - products.T
+    return float(distances.sum() / (classes * (classes - 1))) if classes > 1 else 0.0

@@ -19,6 +19,7 @@ from latentd.learning.snapshot import blend, softmax
 MIN_HOLDOUT = 30  # fewer hold-out samples decide nothing: the floor answers alone
 MAX_NEGATIVE_FLIPS = 0.02  # of the hold-out: right answers of the floor that the candidate gets wrong
 DEFAULT_TEMPERATURE = 1.5
+SURE_NATS = 8.0  # without a hold-out: the mean of a class wins over another class by this much, however few samples make it look far
 _TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _WEIGHTS = (0.3, 0.5, 0.7)
 
@@ -41,7 +42,9 @@ def judge(analytic: LinearHead, trained: Optional[TrainedHead], features: NDArra
     """Calibrates and decides on the hold-out: features (H, F), columns (H,) the true class's column in the analytic head."""
     count = len(columns)
     scores = features @ analytic.weight + analytic.bias
-    temperature = _best_temperature(scores, columns) if count >= MIN_HOLDOUT else DEFAULT_TEMPERATURE
+    temperature = (
+        _best_temperature(scores, columns) if count >= MIN_HOLDOUT else max(DEFAULT_TEMPERATURE, analytic.separation / 2 / SURE_NATS)
+    )
     floor = softmax(scores / temperature)
     floor_answers = np.argmax(floor, axis=1) if count and floor.shape[1] else np.zeros(count, np.int64)
     floor_right = floor_answers == columns

@@ -111,7 +111,7 @@ class ReplayMemory:
         _check_class(class_id)
         if self._samples.find(key)[1]:
             raise ValueError(f"{sample_id} is in the replay memory already")
-        evicted = None
+        evicted, gained = None, 1
         if self.used == self.slots:
             self.evictions += 1
             loser = self._loser(class_id)
@@ -119,10 +119,15 @@ class ReplayMemory:
                 self._count(class_id, stored=0, seen=1)
                 return sample_id
             evicted = self._samples.keys[loser].decode()
-            self._take_out(loser, seen=0)
+            giving = int(self._samples["class_id"][loser])
+            self._vacate(loser)
+            if giving == class_id:
+                gained = 0  # not minus one and plus one: a class would lose its row, and with it what it has seen
+            else:
+                self._count(giving, stored=-1, seen=0)
         self._codes[self.used] = np.frombuffer(code, np.uint8)
         self._samples.insert(self._samples.find(key)[0], key, class_id=class_id, slot=self.used)
-        self._count(class_id, stored=1, seen=1)
+        self._count(class_id, stored=gained, seen=1)
         return evicted
 
     def _loser(self, class_id: int) -> Optional[int]:
@@ -147,14 +152,16 @@ class ReplayMemory:
         """Forget a sample, as if never seen; False where it is not stored."""
         place, found = self._samples.find(_key(sample_id))
         if found:
-            self._take_out(place, seen=1)
+            class_id = int(self._samples["class_id"][place])
+            self._vacate(place)
+            self._count(class_id, stored=-1, seen=-1)
         return found
 
     def relabel(self, sample_id: str, class_id: int) -> bool:
         """Move a sample to another class; False where it is not stored."""
         _check_class(class_id)
         place, found = self._samples.find(_key(sample_id))
-        if found:
+        if found and self._samples["class_id"][place] != class_id:
             self._count(int(self._samples["class_id"][place]), stored=-1, seen=-1)
             self._samples["class_id"][place] = class_id
             self._count(class_id, stored=1, seen=1)
@@ -163,19 +170,18 @@ class ReplayMemory:
     def remove_class(self, class_id: int) -> Tuple[str, ...]:
         """Forget every sample of a class; their ids, ascending."""
         keys = self._samples.keys[self._samples["class_id"] == class_id].tolist()
-        for key in keys:
-            self._take_out(self._samples.find(key)[0], seen=1)
-        return tuple(key.decode() for key in keys)
+        ids = tuple(key.decode() for key in keys)
+        for sample_id in ids:
+            self.remove(sample_id)
+        return ids
 
-    def _take_out(self, place: int, seen: int) -> None:
-        """Delete the sample at this place; the last used slot moves into the gap."""
+    def _vacate(self, place: int) -> None:
+        """Delete the sample at this place, counts apart; the last used slot moves into the gap."""
         slot, last = int(self._samples["slot"][place]), self.used - 1
-        class_id = int(self._samples["class_id"][place])
         if slot != last:
             self._codes[slot] = self._codes[last]
             self._samples["slot"][self._samples["slot"] == last] = slot
         self._samples.delete(place)
-        self._count(class_id, stored=-1, seen=-seen)
 
     def _count(self, class_id: int, stored: int, seen: int) -> None:
         """Change the counts of a class; a class without samples has no row."""

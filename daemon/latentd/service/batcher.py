@@ -181,11 +181,13 @@ class Batcher:
         with self._changed:
             self._running = None
             while self._refusal is None:
+                if not any(self._queues.values()):
+                    self._changed.wait()
+                    continue
                 batch = self._pop(self._next_priority())
-                if batch:
+                if batch:  # else all that was popped had been cancelled, and the other queue comes next
                     self._running = batch[0].priority
                     return batch
-                self._changed.wait()
         return []
 
     def _next_priority(self) -> Priority:

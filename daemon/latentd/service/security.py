@@ -31,6 +31,7 @@ SECURITY_HEADERS: List[Tuple[bytes, bytes]] = [
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 ]
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{1,5})?")
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -140,10 +141,9 @@ def _request_id(given: Optional[bytes]) -> str:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port and without the brackets of IPv6."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """The name in a Host header, without its port and without the brackets of IPv6; empty when it is no host at all."""
+    found = _HOST.fullmatch(host)
+    return (found.group(1) or found.group(2)) if found else ""
 
 
 @functools.lru_cache(maxsize=64)

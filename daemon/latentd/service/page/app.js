@@ -53,7 +53,6 @@ function form(cards, name) {
 // --- pictures ------------------------------------------------------------------------------------------------------
 
 let cards = []; // newest first
-let classes = []; // names, largest class first
 let limits = { max_images: 16, max_body_bytes: 64 << 20 };
 const waiting = []; // cards to be asked, two at a time
 let asking = 0;
@@ -62,7 +61,7 @@ function show(file) {
   const root = $("card").content.firstElementChild.cloneNode(true);
   const part = (selector) => root.querySelector(selector);
   const card = { file, root, url: URL.createObjectURL(file), sample: null, label: null, decision: null };
-  Object.assign(card, { answer: part(".answer"), bars: part(".bars"), said: part(".said"), chips: part(".chips"), input: part("input") });
+  Object.assign(card, { answer: part(".answer"), bars: part(".bars"), said: part(".said"), input: part("input") });
   part("img").src = card.url;
   part("img").alt = `Picture ${file.name}`;
   card.input.setAttribute("aria-label", `What is on ${file.name}?`);
@@ -92,11 +91,14 @@ function add(files) {
   gather();
 }
 
+const useful = (card) => !card.root.classList.contains("useless");
+const nameless = (card) => !card.label && useful(card);
+
 /** The form that names all untaught pictures at once. */
 function gather() {
-  const untaught = cards.filter((card) => !card.label);
+  const untaught = cards.filter(nameless);
   $("all").hidden = cards.length < 2;
-  $("all-text").textContent = untaught.length ? `${untaught.length} pictures not named yet` : "All pictures are named";
+  $("all-text").textContent = untaught.length ? `${pictures(untaught.length)} not named yet` : "All are named";
   for (const element of $("all").querySelectorAll("input, button:not([type])")) element.disabled = !untaught.length;
 }
 
@@ -112,15 +114,27 @@ async function next() {
   asking++;
   const card = waiting.shift();
   try {
+    await readable(card.file);
     const answer = await call("POST", "/v1/classify?top_k=4", form([card]));
     answered(card, answer.results[0]);
   } catch (error) {
     failed(card, error);
-    if (!card.decision) card.answer.textContent = "No answer";
+    if (!card.decision) card.answer.textContent = card.file.name;
+    card.root.classList.toggle("useless", error.status > 400 && error.status < 500);
+    gather();
   } finally {
     card.root.classList.remove("busy");
     asking--;
     next();
+  }
+}
+
+/** A folder that was dropped, or a file that is gone, would look like a daemon that does not answer. */
+async function readable(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw Object.assign(new Error("This can't be read. Drop picture files, not folders."), { status: 422 });
   }
 }
 
@@ -131,27 +145,20 @@ function answered(card, result) {
   const known = result.decision !== "unknown";
   card.answer.replaceChildren(known ? make("bdi", "", result.decision) : result.predictions.length ? "Not sure" : "Nothing is taught yet");
   if (before && before !== result.decision) card.answer.append(make("small", "", "before: ", make("bdi", "", before === "unknown" ? "not sure" : before)));
-  card.bars.replaceChildren(...result.predictions.map((each) => {
-    const label = make("bdi", "label", each.label);
-    label.title = each.label;
-    return make("li", "", label, bar(each.probability), make("span", "number", `${(100 * each.probability).toFixed(0)} %`));
-  }));
-  offer(card, result.predictions.map((each) => each.label));
+  card.bars.replaceChildren(...result.predictions.map((each) => make("li", "", choice(card, each))));
+  card.input.placeholder = result.predictions.length ? "It is something else…" : "It is a…";
 }
 
-/** One button a class: the likely ones first, the largest ones after them. */
-function offer(card, likely) {
-  const names = [...new Set([...likely, ...classes])].slice(0, 6);
-  const buttons = names.map((name) => {
-    const button = make("button", name === card.label ? "is" : "", make("bdi", "", name));
-    button.type = "button";
-    button.title = name;
-    button.setAttribute("aria-label", `Teach ${card.file.name} as ${name}`);
-    button.setAttribute("aria-pressed", String(name === card.label));
-    button.addEventListener("click", () => teach([card], name));
-    return button;
-  });
-  card.chips.replaceChildren(...(names.length ? [make("span", "", "It is"), ...buttons] : []));
+/** One predicted class as a button: a click says that this is what the picture shows. */
+function choice(card, { label, probability }) {
+  const share = `${(100 * probability).toFixed(0)} %`;
+  const button = make("button", "", make("bdi", "label", label), bar(probability), make("span", "number", share));
+  button.type = "button";
+  button.title = `Teach that it is ${label}`;
+  button.setAttribute("aria-label", `${label}, ${share}. Teach that ${card.file.name} is ${label}`);
+  button.setAttribute("aria-pressed", String(label === card.label));
+  button.addEventListener("click", () => teach([card], label));
+  return button;
 }
 
 function failed(card, error) {
@@ -175,7 +182,7 @@ async function teach(chosen, typed) {
   }
   for (const card of chosen) lock(card, false);
   gather();
-  for (const card of new Set([...chosen, ...cards.slice(0, ASKED_AGAIN)])) if (cards.includes(card)) ask(card);
+  for (const card of new Set([...chosen, ...cards.filter(useful).slice(0, ASKED_AGAIN)])) if (cards.includes(card)) ask(card);
   poll();
 }
 
@@ -252,6 +259,7 @@ function lock(card, locked) {
 
 const percent = (ratio) => `${(100 * ratio).toFixed(0)} %`;
 const count = (number) => Number(number).toLocaleString("en");
+const pictures = (number) => `${count(number)} ${number === 1 ? "picture" : "pictures"}`;
 const joules = (energy) => (energy < 0.1 ? `${(1000 * energy).toFixed(1)} mJ` : energy < 10000 ? `${energy.toFixed(2)} J` : `${(energy / 1000).toFixed(1)} kJ`);
 
 function bytes(size) {
@@ -262,17 +270,16 @@ function bytes(size) {
 }
 
 function facts(list, rows) {
-  $(list).replaceChildren(...rows.flatMap(([name, value, small, part]) => {
-    const cell = make("dd", "", value);
-    if (small) cell.append(make("small", "", small));
-    if (part !== undefined) cell.append(bar(part));
-    return [make("dt", "", name), cell];
+  $(list).replaceChildren(...rows.flatMap(([name, value, more, part]) => {
+    const cells = [make("dt", "", name), make("dd", "", value)];
+    if (more) cells.push(make("dd", "more", more, ...(part === undefined ? [] : [bar(part)])));
+    return cells;
   }));
 }
 
-function score(found, unit) {
-  if (found.value === null) return ["not known yet", `no ${unit}`];
-  return [percent(found.value), `${percent(found.low)} to ${percent(found.high)}, ${count(found.count)} ${unit}`];
+function score(found) {
+  if (found.value === null) return ["unknown"];
+  return [percent(found.value), `${percent(found.low)} to ${percent(found.high)}, by ${pictures(found.count)}`];
 }
 
 function energy(found) {
@@ -280,7 +287,7 @@ function energy(found) {
   const each = found.activities.classify.per_item_j;
   const power = found.meter.power_w;
   const parts = [power !== null && `${power.toFixed(1)} W now`, each !== null && `${joules(each)} a picture`, found.quality, found.source];
-  return [found.energy_j === null ? "not known yet" : joules(found.energy_j), parts.filter(Boolean).join(", ")];
+  return [found.energy_j === null ? "unknown" : joules(found.energy_j), parts.filter(Boolean).join(", ")];
 }
 
 function learner(found) {
@@ -304,8 +311,7 @@ function doing(status) {
 }
 
 function known(found) {
-  classes = [...found].sort((one, other) => other.samples - one.samples).map((each) => each.name);
-  $("names").replaceChildren(...classes.map((name) => Object.assign(make("option"), { value: name })));
+  $("names").replaceChildren(...found.map((each) => Object.assign(make("option"), { value: each.name })));
   $("classes").replaceChildren(...found.map((each) => {
     const right = each.holdout_accuracy;
     const seen = right && right.value !== null;
@@ -331,10 +337,10 @@ async function poll() {
     const status = await call("GET", "/v1/status");
     const { readiness, accuracy } = status;
     pulse(readiness.ready ? "Ready" : `Not ready: ${readiness.reason}`, readiness.ready ? "good" : "");
-    $("knows").textContent = status.classes ? `${count(status.classes)} classes from ${count(status.samples)} pictures` : "Nothing yet. Drop a picture and name it.";
+    $("knows").textContent = status.classes ? `${count(status.classes)} ${status.classes === 1 ? "class" : "classes"} from ${pictures(status.samples)}` : "Nothing yet. Drop a picture and name it.";
     facts("accuracy", [
-      ["On pictures kept apart", ...score(accuracy.holdout, "pictures")],
-      ["On new ones, before learning", ...score(accuracy.prequential_recent, "pictures")],
+      ["On pictures kept apart", ...score(accuracy.holdout)],
+      ["On new ones, before learning", ...score(accuracy.prequential_recent)],
     ]);
     doing(status);
     const now = [status.classes, status.samples, status.version].join();
@@ -370,7 +376,7 @@ addEventListener("drop", (event) => {
 addEventListener("paste", (event) => event.clipboardData.files.length && add(event.clipboardData.files));
 $("all").addEventListener("submit", (event) => {
   event.preventDefault();
-  teach(cards.filter((card) => !card.label), $("all-name").value);
+  teach(cards.filter(nameless), $("all-name").value);
   $("all-name").value = "";
 });
 $("clear").addEventListener("click", () => [...cards].forEach(remove));
