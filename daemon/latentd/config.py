@@ -229,11 +229,32 @@ def example_toml() -> str:
     return "\n".join(lines) + "\n"
 
 
+def reference_markdown() -> str:
+    """docs/configuration.md: every key with default, range and meaning."""
+    lines = [
+        "# Configuration",
+        "",
+        "Made from the table in `daemon/latentd/config.py`. Order: defaults, `/etc/latentd/config.toml`, `/etc/latentd/conf.d/*.toml`,",
+        "`LATENTD_SECTION__KEY` in the environment, flags. `latentd config show --origin` prints what is in force and where it came from.",
+        "",
+        "| key | default | range | meaning |",
+        "|---|---|---|---|",
+    ]
+    for row in rows():
+        limits = _limits(row).strip(" ()").replace("|", "\\|")
+        lines.append(f"| `{row.key}` | `{_toml(row.default)}` | {limits} | {row.help} |")
+    return "\n".join(lines) + "\n"
+
+
 def _limits(row: Row) -> str:
     if row.choices:
         return f" ({' | '.join(row.choices)})"
-    span = f"{row.low:g} to {row.high:g}" if row.low is not None and row.high is not None else ""
+    span = f"{_plain(row.low)} to {_plain(row.high)}" if row.low is not None and row.high is not None else ""
     return f" ({' '.join(part for part in (span, row.unit) if part)})" if span or row.unit else ""
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 def _toml(value: Any) -> str:
@@ -284,7 +305,7 @@ def _checked(row: Row, raw: Any, origin: str) -> Any:
     elif (
         isinstance(value, (int, float)) and row.low is not None and not (row.low <= value <= (row.high if row.high is not None else value))
     ):
-        wrong = f"must be {row.low:g} to {row.high:g} {row.unit}".rstrip()
+        wrong = f"must be {_plain(row.low)} to {_plain(row.high or value)} {row.unit}".rstrip()
     if wrong:
         raise ConfigError(f"{row.key} = {value!r} ({origin}) {wrong}", hint=row.help)
     return value
