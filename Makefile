@@ -35,10 +35,10 @@ check: $(STAMP) ## lint, format and types
 	@$(RUN) -m mypy
 
 bench-elpv: $(STAMP) backbone ## accuracy on the ELPV solar cells, over HTTP
-	@$(RUN) benchmarks/elpv.py $(ARGS)
+	@$(RUN) benchmarks/elpv.py --out $(OUT)/elpv.json $(ARGS)
 
 bench-serving: $(STAMP) backbone ## latency and throughput against the bare engine
-	@$(RUN) benchmarks/serving.py $(ARGS)
+	@$(RUN) benchmarks/serving.py --out $(OUT)/serving.json $(ARGS)
 
 clean: ## remove the environment, results and caches; never the state or the weights
 	rm -rf $(VENV) $(OUT) build daemon/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -53,4 +53,4 @@ $(STAMP): pyproject.toml $(PINS)
 	@touch $@
 
 deploy/constraints/%.txt:
-	@echo "latentd needs Python 3.8 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true). Name another: make PYTHON=python3.12 ..." >&2; exit 1
+	@echo "latentd needs Python 3.8 to 3.13, which PYTHON=$(PYTHON) is not. Name another: make PYTHON=python3.12 ..." >&2; exit 1

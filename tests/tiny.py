@@ -53,7 +53,15 @@ def as_timm(module: Vit, *, dinov2: bool = False) -> Arrays:
     """timm's names; dinov2: the original repository's, which differ for registers and the gated MLP."""
     own, named = weights(module), {}
     gated = {"fc1": "mlp.w12", "fc2": "mlp.w3"} if dinov2 and module.shape.swiglu else {}
-    parts = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2", "scale1": "ls1.gamma", "scale2": "ls2.gamma", **gated}
+    parts = {
+        "qkv": "attn.qkv",
+        "proj": "attn.proj",
+        "fc1": "mlp.fc1",
+        "fc2": "mlp.fc2",
+        "scale1": "ls1.gamma",
+        "scale2": "ls2.gamma",
+        **gated,
+    }
     for name, value in own.items():
         if name.startswith("blocks."):
             _, index, part, *rest = name.split(".")
@@ -73,7 +81,12 @@ def as_hugging_face(module: Vit, prefix: str = "", *, dinov2: bool = False) -> A
     own, named = weights(module), {}
     vit_parts = {"norm1": "layernorm_before", "norm2": "layernorm_after", "fc1": "intermediate.dense", "fc2": "output.dense"}
     gated = {"fc1": "mlp.weights_in", "fc2": "mlp.weights_out"} if module.shape.swiglu else {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
-    parts = {"proj": "attention.output.dense", "scale1": "layer_scale1.lambda1", "scale2": "layer_scale2.lambda1", **(gated if dinov2 else vit_parts)}
+    parts = {
+        "proj": "attention.output.dense",
+        "scale1": "layer_scale1.lambda1",
+        "scale2": "layer_scale2.lambda1",
+        **(gated if dinov2 else vit_parts),
+    }
     for name, value in own.items():
         if name.startswith("blocks."):
             _, index, part, *rest = name.split(".")
@@ -108,4 +121,6 @@ def settings(folder: Path, **flags: Any) -> config.Config:
     """The configuration for that backbone; further keys as section__key."""
     named = {key.replace("__", "."): value for key, value in flags.items()}
     defaults = {"backbone.name": "tiny", "backbone.image_size": SIZE, "backbone.class_tokens": 2}
-    return config.load({}, {"state.cache_dir": str(folder / "cache"), "state.dir": str(folder / "state"), **defaults, **named}, is_service=False)
+    return config.load(
+        {}, {"state.cache_dir": str(folder / "cache"), "state.dir": str(folder / "state"), **defaults, **named}, is_service=False
+    )

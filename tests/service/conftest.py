@@ -13,7 +13,7 @@ import pytest
 
 from latentd.service.listener import bind
 from latentd.service.state_folder import StateFolder
-from latentd.service.supervisor import _Server
+from latentd.service.supervisor import HttpServer
 from service.fakes import WAIT_S, World, make_world
 
 MakeWorld = Callable[..., World]
@@ -39,7 +39,7 @@ class Served:
         self.listener = bind("127.0.0.1:0")
         self.url = self.listener.url
         self._up = threading.Event()
-        self.server = _Server(world.parts, self.listener, folder)
+        self.server = HttpServer(world.parts, self.listener, folder)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         assert self._up.wait(WAIT_S), "the server did not start"
@@ -63,11 +63,14 @@ class Served:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        task = asyncio.ensure_future(self.server.serve(sockets=[self.listener.socket]))
-        while not self.server.started and not task.done():
-            await asyncio.sleep(0)
-        self._up.set()
-        await task
+        startup = self.server.startup
+
+        async def started(sockets: Any = None) -> None:
+            await startup(sockets)
+            self._up.set()
+
+        self.server.startup = started  # type: ignore[method-assign]
+        await self.server.serve(sockets=[self.listener.socket])
 
 
 @pytest.fixture

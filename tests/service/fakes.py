@@ -1,4 +1,4 @@
-"""A daemon's parts for tests of the service: a frozen stage and a learner without a model, around the real journal, ledger, codec and decoder."""
+"""A daemon's parts for tests of the service: a frozen stage and a learner without a model, around the real journal, ledger and decoder."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ class FakeLearner:
         self.lag_samples = 0
         self.state = "idle"
         self._journal = journal
-        self._waiting: List[Tuple[int, "Future[None]"]] = []
+        self._waiting: List[Tuple[int, Future[None]]] = []
 
-    def learned(self, seq: int) -> "Future[None]":
-        future: "Future[None]" = Future()
+    def learned(self, seq: int) -> Future[None]:
+        future: Future[None] = Future()
         self._waiting.append((seq, future))
         if self.learns:
             self.finish()
@@ -175,8 +175,11 @@ def make_world(folder: Path, stop: Callable[[Callable[[], object]], object], con
     stop(journal.close)
     journal.start()
     deaths: List[BaseException] = []
-    batcher = Batcher(stage, ledger, metrics, max_batch=config.engine.max_batch, capacity=config.engine.queue_images, on_death=deaths.append)
-    stop(lambda: (stage.gate.set(), batcher.stop(WAIT_S)))
+    batcher = Batcher(
+        stage, ledger, metrics, max_batch=config.engine.max_batch, capacity=config.engine.queue_images, on_death=deaths.append
+    )
+    stop(functools.partial(batcher.stop, WAIT_S))
+    stop(stage.gate.set)
     batcher.start()
     limits = ImageLimits(config.http.max_image_bytes, config.http.max_pixels, config.http.max_frames)
     pipeline = Pipeline(batcher, functools.partial(decode, size=SIZE, limits=limits), config.engine.decode_threads, metrics)
@@ -200,7 +203,6 @@ def make_world(folder: Path, stop: Callable[[Callable[[], object]], object], con
 
 def _limits(http: HttpConfig) -> JournalLimits:
     return JournalLimits(1 << 28, duplicate_cosine=1.5, holdout_every=0, holdout_per_class=10, max_label_chars=http.max_label_chars)
-
 
 
 def assert_problem(answer: httpx.Response, status: int, code: str) -> Dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything that a client can get wrong with an image or a label: a documented problem each, never a 500, and never at the cost of another image."""
+"""What a client can get wrong with images and labels: a documented problem each, never a 500, never at the cost of another image."""
 
 from __future__ import annotations
 
@@ -97,7 +97,15 @@ def test_an_unusual_image_is_used_like_any_other(world: World, name: str) -> Non
     assert world.learn((USABLE[name], "cat")).json()["results"][0]["state"] == "queued"
 
 
-BAD_LABELS = {"empty": "", "spaces": "   ", "10 kB": "x" * 10_000, "control characters": "ca\x00t", "newline inside": "ca\nt", "escape": "\x1b[2Jcat", "reserved": "unknown"}
+BAD_LABELS = {
+    "empty": "",
+    "spaces": "   ",
+    "10 kB": "x" * 10_000,
+    "control characters": "ca\x00t",
+    "newline inside": "ca\nt",
+    "escape": "\x1b[2Jcat",
+    "reserved": "unknown",
+}
 
 
 @pytest.mark.parametrize("name", BAD_LABELS)
@@ -112,7 +120,7 @@ def test_a_label_that_can_not_be_used_is_refused_by_every_door(world: World, nam
 
 
 def test_a_label_with_a_lone_surrogate_is_refused(world: World) -> None:
-    body = '{"images": [{"data": "%s", "label": "\\ud800"}]}' % base64.b64encode(picture()).decode()
+    body = json.dumps({"images": [{"data": base64.b64encode(picture()).decode(), "label": "\ud800"}]})
     answer = world.call("POST", "/v1/learn", content=body, headers={"Content-Type": "application/json"})
     assert_problem(answer, 422, "label-invalid")
 
@@ -133,7 +141,9 @@ def test_labels_that_can_not_be_paired_are_refused(world: World) -> None:
     assert_problem(answer, 422, "label-invalid")
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/octet-stream", "application/x-www-form-urlencoded", "image/gif", "nonsense", ""])
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/octet-stream", "application/x-www-form-urlencoded", "image/gif", "nonsense", ""]
+)
 def test_a_wrong_content_type_is_refused(world: World, content_type: str) -> None:
     for path in ("/v1/classify", "/v1/latents", "/v1/learn?label=cat"):
         assert_problem(world.call("POST", path, content=picture(), headers={"Content-Type": content_type}), 415, "unsupported-media-type")

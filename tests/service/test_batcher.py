@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import queue
 import threading
 from concurrent.futures import Future
 from typing import Any, Callable, Iterator, List
@@ -52,7 +53,7 @@ def make(stage: FakeStage, ledger: EnergyLedger) -> Iterator[Make]:
             batcher_.stop(WAIT_S)
 
 
-def pixels(value: int = 0) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def pixels(value: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.full((SIZE, SIZE, 3), value, np.uint8)
 
 
@@ -70,6 +71,10 @@ def held_up(batcher: Batcher, stage: FakeStage) -> Ticket:
     ticket = put(batcher, 1)[0]
     assert stage.entered.wait(WAIT_S)
     return ticket
+
+
+def noting(finished: List[str], name: str) -> Callable[[Any], None]:
+    return lambda _: finished.append(name)
 
 
 def results(tickets: List[Ticket]) -> List[EncodedImage]:
@@ -93,7 +98,7 @@ def test_classify_goes_before_learn_and_is_never_mixed_with_it(make: Make, stage
     classify = put(batcher, 2, Priority.CLASSIFY)
     for name, tickets in (("learn", learn), ("classify", classify)):
         for ticket in tickets:
-            ticket.future.add_done_callback(lambda _, name=name: finished.append(name))
+            ticket.future.add_done_callback(noting(finished, name))
     stage.gate.set()
     results([first, *learn, *classify])
     assert finished == ["classify", "classify", "learn", "learn"]
@@ -108,8 +113,8 @@ def test_a_learn_image_that_waited_long_goes_first(make: Make, stage: FakeStage)
     (learn,) = put(batcher, 1, Priority.LEARN)
     clock.now_s += STARVED_S + 0.1
     (classify,) = put(batcher, 1, Priority.CLASSIFY)
-    learn.future.add_done_callback(lambda _: finished.append("learn"))
-    classify.future.add_done_callback(lambda _: finished.append("classify"))
+    learn.future.add_done_callback(noting(finished, "learn"))
+    classify.future.add_done_callback(noting(finished, "classify"))
     stage.gate.set()
     results([first, learn, classify])
     assert finished == ["learn", "classify"]
@@ -201,15 +206,13 @@ def test_a_failed_run_fails_its_images_and_the_next_run_serves(make: Make, stage
 
 
 def test_three_failed_runs_in_a_row_kill_the_thread_and_close_the_stage(make: Make, stage: FakeStage) -> None:
-    died = threading.Event()
-    deaths: List[BaseException] = []
-    batcher = make(on_death=lambda death: (deaths.append(death), died.set()))
+    deaths: queue.Queue[BaseException] = queue.Queue()
+    batcher = make(on_death=deaths.put)
     stage.error = RuntimeError("sticky")
     for _ in range(3):
         with pytest.raises(EngineError):
             results(put(batcher, 1))
-    assert died.wait(WAIT_S)
-    assert isinstance(deaths[0], EngineError)
+    assert isinstance(deaths.get(timeout=WAIT_S), EngineError)
     batcher._thread.join(WAIT_S)
     assert stage.closed
     with pytest.raises(EngineError):
@@ -236,7 +239,7 @@ def test_stopping_finishes_the_running_batch_and_refuses_what_waits(make: Make, 
     batcher = make(max_batch=1)
     running = held_up(batcher, stage)
     (waiting,) = put(batcher, 1)
-    stopped: "Future[bool]" = Future()
+    stopped: Future[bool] = Future()
     thread = threading.Thread(target=lambda: stopped.set_result(batcher.stop(WAIT_S)))
     thread.start()
     assert isinstance(waiting.future.exception(WAIT_S), NotReady)
@@ -289,7 +292,9 @@ def test_a_run_of_finite_numbers_is_the_proof_of_life(make: Make, stage: FakeSta
     assert batcher.last_success_at == clock.now_s
 
 
-@pytest.mark.parametrize(("priority", "is_probe", "images"), [(Priority.CLASSIFY, False, 2), (Priority.CLASSIFY, True, 0), (Priority.LEARN, False, 0)])
+@pytest.mark.parametrize(
+    ("priority", "is_probe", "images"), [(Priority.CLASSIFY, False, 2), (Priority.CLASSIFY, True, 0), (Priority.LEARN, False, 0)]
+)
 def test_the_ledger_counts_classified_images_but_no_probes_and_no_learn_images(
     make: Make, ledger: EnergyLedger, priority: Priority, is_probe: bool, images: int
 ) -> None:

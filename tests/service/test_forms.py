@@ -15,7 +15,7 @@ CONTENT_TYPE = f"multipart/form-data; boundary={BOUNDARY}"
 
 def encoded(*fields: Tuple[str, bytes]) -> bytes:
     parts = [
-        b"--%s\r\nContent-Disposition: form-data; name=\"%s\"; filename=\"f\"\r\n\r\n%s\r\n" % (BOUNDARY.encode(), name.encode(), content)
+        b'--%s\r\nContent-Disposition: form-data; name="%s"; filename="f"\r\n\r\n%s\r\n' % (BOUNDARY.encode(), name.encode(), content)
         for name, content in fields
     ]
     return b"".join(parts) + b"--%s--\r\n" % BOUNDARY.encode()
@@ -71,13 +71,18 @@ def test_a_huge_label_or_other_field_is_not_kept() -> None:
     assert isinstance(label_text(parsed.labels[0], 10), LabelInvalid)
 
 
-@pytest.mark.parametrize("body", [b"", b"nonsense", b"--wrong\r\n\r\n", encoded(("image", b"x"))[:-6], b"--" + BOUNDARY.encode() + b"\r\nbroken header\r\n\r\n"])
+@pytest.mark.parametrize(
+    "body", [b"", b"nonsense", b"--wrong\r\n\r\n", encoded(("image", b"x"))[:-6], b"--" + BOUNDARY.encode() + b"\r\nbroken header\r\n\r\n"]
+)
 def test_a_malformed_or_unfinished_form_is_a_bad_request(body: bytes) -> None:
-    parsed = form()
     with pytest.raises(BadRequest):
-        for start in range(0, len(body), 7):
-            parsed.feed(body[start : start + 7])
-        parsed.finish()
+        feed_all(form(), body)
+
+
+def feed_all(parsed: ImageForm, body: bytes) -> None:
+    for start in range(0, len(body), 7):
+        parsed.feed(body[start : start + 7])
+    parsed.finish()
 
 
 def test_headers_of_a_field_are_bounded() -> None:
@@ -86,7 +91,9 @@ def test_headers_of_a_field_are_bounded() -> None:
         parsed.feed(b"--" + BOUNDARY.encode() + b"\r\nX: " + b"a" * 100_000)
 
 
-@pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=" + "x" * 1000])
+@pytest.mark.parametrize(
+    "content_type", ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=" + "x" * 1000]
+)
 def test_without_a_usable_boundary_the_request_is_bad(content_type: str) -> None:
     with pytest.raises(BadRequest):
         ImageForm(content_type, 1, 1, 1)

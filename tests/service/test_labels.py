@@ -20,7 +20,16 @@ def test_labels_that_can_not_be_used_are_refused(raw: str) -> None:
 
 @pytest.mark.parametrize(
     ("raw", "label"),
-    [("cat", "cat"), (" cat \n", "cat"), ("mono defective", "mono defective"), ("e\u0301clair", "éclair"), ("猫", "猫"), ("🐈", "🐈"), ("a/b", "a/b"), ("x" * 100, "x" * 100)],
+    [
+        ("cat", "cat"),
+        (" cat \n", "cat"),
+        ("mono defective", "mono defective"),
+        ("e\u0301clair", "éclair"),
+        ("猫", "猫"),
+        ("🐈", "🐈"),
+        ("a/b", "a/b"),
+        ("x" * 100, "x" * 100),
+    ],
 )
 def test_other_labels_are_normalised(raw: str, label: str) -> None:
     assert clean_label(raw, 100) == label

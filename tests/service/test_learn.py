@@ -48,7 +48,7 @@ def test_prefer_wait_gives_up_in_time_with_202(world: World) -> None:
 
 def test_prefer_wait_with_a_learner_that_is_down_answers_202(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def down(seq: int) -> object:
-        future: "Future[None]" = Future()
+        future: Future[None] = Future()
         future.set_exception(LearnerError("it died"))
         return future
 
@@ -58,7 +58,17 @@ def test_prefer_wait_with_a_learner_that_is_down_answers_202(world: World, monke
 
 @pytest.mark.parametrize(
     ("prefer", "wait_s"),
-    [(None, None), ("", None), ("wait=5", 5), ("respond-async, wait=10", 10), ('Wait="7"; x', 7), ("wait=99999", MAX_WAIT_S), ("await=5", None), ("wait=x", None), ("wait=-1", None)],
+    [
+        (None, None),
+        ("", None),
+        ("wait=5", 5),
+        ("respond-async, wait=10", 10),
+        ('Wait="7"; x', 7),
+        ("wait=99999", MAX_WAIT_S),
+        ("await=5", None),
+        ("wait=x", None),
+        ("wait=-1", None),
+    ],
 )
 def test_the_preference_is_read_as_rfc_7240_writes_it(prefer: str, wait_s: int) -> None:
     assert preferred_wait(prefer) == wait_s

@@ -47,7 +47,7 @@ def scraped(world: World) -> str:
     return answer.text
 
 
-def sample_names(text: str) -> "set[str]":
+def sample_names(text: str) -> set[str]:
     return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
@@ -111,7 +111,9 @@ def test_stages_and_batches_are_timed(world: World) -> None:
 
 def test_the_state_of_the_learner_is_one_hot(world: World) -> None:
     world.learner.state = "failed"
-    states = {line.split('"')[1]: float(line.split()[-1]) for line in scraped(world).splitlines() if line.startswith("latentd_learner_state{")}
+    states = {
+        line.split('"')[1]: float(line.split()[-1]) for line in scraped(world).splitlines() if line.startswith("latentd_learner_state{")
+    }
     assert [state for state, value in states.items() if value] == ["failed"]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from typing import List, Union
 
@@ -92,11 +93,12 @@ def test_the_pool_takes_classify_before_learn_and_keeps_the_order_within_each() 
     pool = DecodePool(1)
     gate, began = threading.Event(), threading.Event()
     done: List[str] = []
-    pool.submit(Priority.CLASSIFY, lambda: (began.set(), gate.wait(WAIT_S)))
+    pool.submit(Priority.CLASSIFY, began.set)
+    pool.submit(Priority.CLASSIFY, lambda: gate.wait(WAIT_S))
     assert began.wait(WAIT_S)
     for name in ("learn 1", "learn 2", "classify 1", "classify 2"):
         priority = Priority.LEARN if name.startswith("learn") else Priority.CLASSIFY
-        pool.submit(priority, lambda name=name: done.append(name))
+        pool.submit(priority, functools.partial(done.append, name))
     gate.set()
     pool.close()
     assert done == ["classify 1", "classify 2", "learn 1", "learn 2"]

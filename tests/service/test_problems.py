@@ -70,7 +70,23 @@ def test_every_route_turns_a_failure_of_the_parts_into_a_problem(world: World, m
                 assert answer.headers["retry-after"] == "1"
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1", "/v1/", "/v2/health/live", "/v1/samples/a/b", "/v1/../etc", "/v1/classify/x", "/%00", "/docs/x", "/page/", "/page/../app.py", "/page/%2e%2e%2fapp.py"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/nothing",
+        "/v1",
+        "/v1/",
+        "/v2/health/live",
+        "/v1/samples/a/b",
+        "/v1/../etc",
+        "/v1/classify/x",
+        "/%00",
+        "/docs/x",
+        "/page/",
+        "/page/../app.py",
+        "/page/%2e%2e%2fapp.py",
+    ],
+)
 def test_an_unknown_address_is_a_problem(world: World, path: str) -> None:
     assert_problem(world.call("GET", path), 404, "not-found")
 

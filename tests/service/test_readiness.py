@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import asyncio
 
-from service.fakes import World, assert_problem, picture
-
 from latentd.service.readiness import FRESH_S, PROBE_EVERY_S, Readiness
+from service.fakes import World, assert_problem, picture
 
 
 class Clock:

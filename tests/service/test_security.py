@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import Any, Callable, Dict, List
 
 import httpx
@@ -20,7 +21,19 @@ def test_loopback_names_are_served(world: World, host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "127.0.0.1.evil.example:8420", "localhost.evil.example", "192.168.1.7:8420", "0.0.0.0:8420", "[::2]", "", "evil.example@127.0.0.1", "127.0.0.1 evil", "[::1", "localhost."],
+    [
+        "evil.example",
+        "127.0.0.1.evil.example:8420",
+        "localhost.evil.example",
+        "192.168.1.7:8420",
+        "0.0.0.0:8420",
+        "[::2]",
+        "",
+        "evil.example@127.0.0.1",
+        "127.0.0.1 evil",
+        "[::1",
+        "localhost.",
+    ],
 )
 def test_other_names_are_refused_whatever_the_route(world: World, host: str) -> None:
     for path in ("/livez", "/", "/v1/status", "/nothing"):
@@ -44,7 +57,8 @@ def test_configured_names_are_served_too(new_world: Callable[..., World]) -> Non
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", "http://localhost:8421", "http://127.0.0.1:8420.evil.example", "file://", "http://localhost", ""]
+    "origin",
+    ["https://evil.example", "null", "http://localhost:8421", "http://127.0.0.1:8420.evil.example", "file://", "http://localhost", ""],
 )
 def test_cross_origin_requests_are_refused(world: World, origin: str) -> None:
     answer = world.classify(picture(), headers={"Host": "localhost:8420", "Origin": origin})
@@ -85,7 +99,9 @@ def test_every_answer_carries_the_security_headers_and_an_id(world: World) -> No
     assert "unsafe" not in CONTENT_SECURITY_POLICY
 
 
-@pytest.mark.parametrize(("given_id", "kept"), [("trace-1.2_3", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("\u00e9", False), ("", False)])
+@pytest.mark.parametrize(
+    ("given_id", "kept"), [("trace-1.2_3", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("\u00e9", False), ("", False)]
+)
 def test_a_sane_request_id_is_kept(world: World, given_id: str, kept: bool) -> None:
     answer = world.call("GET", "/nothing", headers={"X-Request-Id": given_id.encode("latin-1")})
     assert (answer.headers["x-request-id"] == given_id) == kept
@@ -102,7 +118,9 @@ def test_one_connection_too_many_is_overloaded(new_world: Callable[..., World]) 
     assert answer.headers["retry-after"] == "1"
 
 
-def test_a_bug_is_a_500_that_hides_its_cause_and_logs_it(world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_is_a_500_that_hides_its_cause_and_logs_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken() -> None:
         raise ZeroDivisionError("the secret cause")
 
@@ -142,9 +160,16 @@ def test_a_client_that_leaves_has_its_waiting_images_dropped(world: World) -> No
         async def send(message: Any) -> None:
             sent.append(message)
 
+        queued = threading.Event()
+        enqueue = world.parts.batcher.enqueue
+
+        def noted(ticket: Any, pixels: Any) -> None:
+            enqueue(ticket, pixels)
+            queued.set()
+
+        world.parts.batcher.enqueue = noted  # type: ignore[method-assign]
         gone = asyncio.ensure_future(world.app(_scope("POST", "/v1/classify", [(b"content-type", b"image/png")]), receive, send))
-        while world.parts.batcher.depth == 0:
-            await asyncio.sleep(0)
+        assert await asyncio.get_running_loop().run_in_executor(None, queued.wait, 10)
         left.set()
         await gone
         world.stage.gate.set()
@@ -176,7 +201,6 @@ def _scope(method: str, path: str, headers: List[Any]) -> Dict[str, Any]:
 
 def _bare(world: World, headers: List[Any]) -> Any:
     """An answer to a request with exactly these headers, as an httpx response."""
-
 
     sent: List[Any] = []
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from latentd import __version__
@@ -86,7 +88,7 @@ def test_info_shows_limits_and_the_origin_of_every_setting(world: World) -> None
     assert "image/jpeg" in body.media_types
 
 
-def test_the_board_is_read_from_the_device_tree(tmp_path: "info.Path") -> None:
+def test_the_board_is_read_from_the_device_tree(tmp_path: Path) -> None:
     info.board.cache_clear()
     (tmp_path / "model").write_bytes(b"NVIDIA Jetson Xavier NX Developer Kit\0")
     assert info.board(tmp_path / "model") == "NVIDIA Jetson Xavier NX Developer Kit"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from latentd.errors import CheckpointError
 from latentd.vision import checkpoints, tensorfile
 from latentd.vision.vit import Vit
@@ -168,3 +168,12 @@ def test_a_truncated_file_is_refused_and_nothing_is_installed(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="its header promises"):
         checkpoints.import_file(path, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_folder_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(CheckpointError, match=r"can't be stored in .*cache") as imported:
+        import_tiny(tmp_path)
+    assert "state.cache_dir" in imported.value.hint
+    with pytest.raises(CheckpointError, match=r"can't be stored in .*cache"):
+        checkpoints.pull(tmp_path / "cache")

@@ -12,9 +12,10 @@ from typing import Any, List
 import numpy as np
 import onnx
 import pytest
-import tiny
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+import tiny
 from latentd.errors import CheckpointError
 from latentd.vision import checkpoints, focus
 from latentd.vision.names import Converted
@@ -24,7 +25,7 @@ from latentd.vision.probe import probe_images
 def fake_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """A stand-in for this Python, so that `-m pip download` does what the script says; the last but one argument is the target folder."""
     path = tmp_path / "python"
-    path.write_text(f'#!/bin/sh\n{script}\n')
+    path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(path))
 
@@ -68,13 +69,16 @@ def test_a_pulled_backbone_is_not_fetched_again(
     assert checkpoints.pull(cache_dir) == backbone
 
 
-def original_graph(final: np.ndarray) -> Any:
+def original_graph(final: NDArray[np.float32]) -> Any:
     """A graph that answers every input with these tokens, under the name that the original gives its final norm."""
     size = focus.REFERENCE_SIZE
     pixels = helper.make_tensor_value_info("input_image", TensorProto.FLOAT, [2, 3, size, size])
     other = helper.make_tensor_value_info("other", TensorProto.FLOAT, None)
     constant = numpy_helper.from_array(final, "constant")
-    nodes = [helper.make_node("Identity", ["constant"], ["/backbone/layernorm/Add_1_output_0"]), helper.make_node("Identity", ["input_image"], ["other"])]
+    nodes = [
+        helper.make_node("Identity", ["constant"], ["/backbone/layernorm/Add_1_output_0"]),
+        helper.make_node("Identity", ["input_image"], ["other"]),
+    ]
     model = helper.make_model(helper.make_graph(nodes, "g", [pixels], [other], [constant]), opset_imports=[helper.make_opsetid("", 14)])
     model.ir_version = 7
     return model
@@ -89,7 +93,9 @@ def test_a_conversion_that_differs_from_the_original_is_refused(error: float) ->
     off[1, 3, 5] += error
     converted = Converted(tiny.weights(module), shape, "test")
     if error <= focus.PARITY:
-        assert np.array_equal(focus.reference(original_graph(off), converted).final, off)
+        kept = focus.reference(original_graph(off), converted)
+        assert kept is not None
+        assert np.array_equal(kept.final, off)
     else:
         with pytest.raises(CheckpointError, match=r"differs from the original by 2\.0e-04"):
             focus.reference(original_graph(off), converted)
@@ -109,6 +115,10 @@ def test_matrices_without_names_are_found_through_their_nodes() -> None:
     graph.node.append(helper.make_node("MatMul", ["x", "onnx::MatMul_7"], ["y"], name="/backbone/encoder/layer.0/mlp/fc1/MatMul"))
     graph.node.append(helper.make_node("MatMul", ["x", "y"], ["z"], name="/backbone/encoder/layer.0/attention/attention/MatMul"))
     tensors = focus.encoder_tensors(onnx.ModelProto(graph=graph))
-    assert sorted(tensors) == ["backbone.embeddings.position_embeddings", "backbone.encoder.layer.0.mlp.fc1.weight", "backbone.layernorm.bias"]
+    assert sorted(tensors) == [
+        "backbone.embeddings.position_embeddings",
+        "backbone.encoder.layer.0.mlp.fc1.weight",
+        "backbone.layernorm.bias",
+    ]
     assert np.array_equal(tensors["backbone.encoder.layer.0.mlp.fc1.weight"], weight)
     assert tensors["backbone.embeddings.position_embeddings"][0, :, 0].tolist() == [1.0, 4.0, 4.0, 4.0, 4.0]

@@ -48,7 +48,9 @@ def exif(orientation: int, order: str = "<") -> bytes:
     return b"Exif\0\0" + start + struct.pack(order + "IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
 
 
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True}), ("JPEG", {"quality": 98, "subsampling": 0})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True}), ("JPEG", {"quality": 98, "subsampling": 0})]
+)
 def test_each_format_gives_the_whole_picture_squashed_to_the_square(kind: str, options: Any) -> None:
     found = decode(encoded(picture(), kind, **options), 32, LIMITS)
     assert found.shape == (32, 32, 3)
@@ -70,9 +72,17 @@ def test_a_large_photo_is_shrunk_while_decoding_and_looks_the_same() -> None:
     assert distance(found, expected(large, 64)) < 1.5
 
 
+def test_a_photo_is_not_shrunk_further_than_its_detail_allows() -> None:
+    """400 x 300 to 64: the decoder may halve it; at an eighth, blocks of 12 pixels would blur into each other."""
+    blocks = np.random.default_rng(0).integers(0, 256, (25, 34, 3), dtype=np.uint8).repeat(12, axis=0).repeat(12, axis=1)
+    photo = Image.fromarray(np.ascontiguousarray(blocks[:, :400]))
+    found = decode(encoded(photo, "JPEG", quality=95, subsampling=0), 64, LIMITS)
+    assert distance(found, expected(photo, 64)) < 3
+
+
 def test_a_fine_pattern_is_averaged_and_not_picked_at_random() -> None:
     """Antialiasing: one-pixel stripes of black and white become an even grey."""
-    stripes = Image.fromarray(np.tile(np.uint8([[0, 255]]), (600, 300)))
+    stripes = Image.fromarray(np.tile(np.array([[0, 255]], np.uint8), (600, 300)))
     for kind in ("PNG", "JPEG"):
         found = decode(encoded(stripes, kind), 30, LIMITS)
         assert abs(found.mean() - 127.5) < 2
@@ -81,7 +91,12 @@ def test_a_fine_pattern_is_averaged_and_not_picked_at_random() -> None:
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
     """What the camera stored, so that turning it back as EXIF says gives `image`."""
-    back = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE}
+    back = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+    }
     back.update({6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270})
     return image.transpose(back[orientation]) if orientation in back else image
 
@@ -220,19 +235,20 @@ def test_zero_bytes_are_undecodable_and_say_so() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
 @pytest.mark.parametrize("kept", [0.05, 0.3, 0.6, 0.97])
 def test_a_truncated_image_is_undecodable(kind: str, kept: float) -> None:
-    data = encoded(picture(200, 150), kind)
+    noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
     with pytest.raises(ImageUndecodable, match="can't be decoded"):
-        decode(data[: max(4, int(len(data) * kept))] if kind != "WEBP" else data[: max(12, int(len(data) * kept))], 32, LIMITS)
+        decode(data[: int(len(data) * kept)], 32, LIMITS)
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG that promises these sizes and holds one compressed row."""
+    """A PNG that promises these sizes and holds next to nothing."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1 + 3 * width))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
 def webp_of(width: int, height: int, chunk: bytes) -> bytes:
@@ -257,17 +273,19 @@ BOMBS = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_decompression_bomb_is_refused_by_its_header(kind: str) -> None:
-    with warnings.catch_warnings(record=True) as escaped, pytest.raises(TooLarge, match=r"\d+ x \d+ pixels") as refused:
+    with warnings.catch_warnings(record=True) as escaped:
         warnings.simplefilter("always")
-        decode(BOMBS[kind], 32, LIMITS)
+        with pytest.raises(TooLarge, match=r"\d+ x \d+ pixels") as refused:
+            decode(BOMBS[kind], 32, LIMITS)
     assert "4,000,000" in refused.value.detail
     assert escaped == []
 
 
-def test_above_pillows_own_bound_the_configured_limit_still_decides() -> None:
-    """90 million pixels: Pillow's own opener would warn here; this file is damaged, not too large."""
-    with pytest.raises(ImageUndecodable):
-        decode(png_of(10_000, 9_000), 32, ImageLimits(1 << 20, 100_000_000, 1))
+def test_above_pillows_own_bound_the_configured_limit_still_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's opener would warn from here on, and refuse from twice as many
+    for kind in ("JPEG", "PNG", "BMP"):
+        assert decode(encoded(picture(), kind), 8, LIMITS).shape == (8, 8, 3)
+    assert isinstance(outcome(encoded(picture(), "WEBP")), (TooLarge, type(None)))  # some versions check WebP in the decoder itself
 
 
 def test_pixels_at_the_limit_pass_and_one_more_does_not() -> None:
@@ -295,9 +313,8 @@ def test_the_same_bytes_give_the_same_pixels_from_many_threads_at_once() -> None
     differing: List[int] = []
 
     def work() -> None:
-        for index in list(range(3)) * 5:
-            if not np.array_equal(decode(data[index], 64, LIMITS), alone[index]):
-                differing.append(index)
+        rounds = list(range(3)) * 5
+        differing.extend(index for index in rounds if not np.array_equal(decode(data[index], 64, LIMITS), alone[index]))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -319,8 +336,17 @@ def test_no_damage_raises_anything_but_a_refusal() -> None:
     """2,000 pictures of every kind with bytes changed, cut out or cut off."""
     small = picture(40, 30)
     kinds = [encoded(small, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP")]
-    kinds += [encoded(small.convert("P"), "PNG", transparency=3), encoded(small.convert("1"), "BMP"), encoded(small.convert("CMYK"), "JPEG")]
-    kinds += [encoded(small, "JPEG", progressive=True, exif=exif(6)), encoded(small, "WEBP", lossless=True), animated("PNG", 2), animated("WEBP", 2)]
+    kinds += [
+        encoded(small.convert("P"), "PNG", transparency=3),
+        encoded(small.convert("1"), "BMP"),
+        encoded(small.convert("CMYK"), "JPEG"),
+    ]
+    kinds += [
+        encoded(small, "JPEG", progressive=True, exif=exif(6)),
+        encoded(small, "WEBP", lossless=True),
+        animated("PNG", 2),
+        animated("WEBP", 2),
+    ]
     dice = random.Random(5)
     refused = 0
     for _ in range(2000):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 import pytest
-import tiny
+from numpy.typing import NDArray
 
+import tiny
 from latentd.errors import CheckpointError
 from latentd.vision import names
 from latentd.vision.shape import IMAGENET_MEAN, VitShape
@@ -18,7 +19,7 @@ REGISTERS = dataclasses.replace(tiny.DINOV2, registers=4)
 GATED = dataclasses.replace(tiny.DINOV2, swiglu=True)
 HUGGING_FACE_VIT = dataclasses.replace(tiny.TIMM, eps=1e-12)
 
-SCHEMES = {
+SCHEMES: Dict[str, Tuple[VitShape, Callable[[Vit], tiny.Arrays], str]] = {
     "timm ViT": (tiny.TIMM, lambda vit: tiny.as_timm(vit), "vit_tiny_patch16_224"),
     "timm DINOv2": (tiny.DINOV2, lambda vit: tiny.as_timm(vit), "model"),
     "timm DINOv2 with registers": (REGISTERS, lambda vit: tiny.as_timm(vit), "model"),
@@ -77,7 +78,7 @@ def test_a_grid_without_a_place_for_the_class_token_is_understood() -> None:
         ("anything.safetensors", tiny.DINOV2, "half", False),
     ],
 )
-def test_the_normalisation_follows_the_family_unless_it_is_given(label: str, shape: VitShape, asked: str, imagenet: bool) -> None:
+def test_the_normalisation_follows_the_family_unless_it_is_given(label: str, shape: VitShape, asked: Optional[str], imagenet: bool) -> None:
     converted = names.convert(tiny.as_timm(tiny.vit(shape)), label, asked)
     assert (converted.shape.mean == IMAGENET_MEAN) is imagenet
 
@@ -89,14 +90,23 @@ def test_an_unknown_normalisation_is_refused_with_the_known_ones() -> None:
 
 
 def without(*keys: str) -> Callable[[tiny.Arrays], None]:
-    return lambda arrays: [arrays.pop(key) for key in keys] and None
+    def damage(arrays: tiny.Arrays) -> None:
+        for key in keys:
+            del arrays[key]
+
+    return damage
 
 
-def put(key: str, value: np.ndarray) -> Callable[[tiny.Arrays], None]:
+def put(key: str, value: NDArray[Any]) -> Callable[[tiny.Arrays], None]:
     return lambda arrays: arrays.update({key: value.astype(np.float32)})
 
 
-BROKEN = {
+def text_model(arrays: tiny.Arrays) -> None:
+    arrays.clear()
+    arrays["wte.weight"] = np.zeros((2, 2), np.float32)
+
+
+BROKEN: Dict[str, Tuple[Callable[[tiny.Arrays], None], str]] = {
     "a tensor missing in one block": (without("blocks.1.mlp.fc1.weight"), "blocks.1.mlp.fc1.weight"),
     "a whole block missing": (without(*(k for k in tiny.as_timm(tiny.vit()) if k.startswith("blocks.1."))), "and 9 more"),
     "no class token": (without("cls_token"), "cls_token"),
@@ -113,7 +123,7 @@ BROKEN = {
     "an empty tensor": (put("cls_token", np.zeros((1, 1, 0))), "a width of 0"),
     "NaN": (put("blocks.1.norm1.bias", np.full(128, np.nan)), "blocks.1.norm1.bias holds NaN"),
     "infinity": (put("cls_token", np.full((1, 1, 128), np.inf)), "class_token holds NaN or infinite"),
-    "a text model": (lambda arrays: (arrays.clear(), arrays.update({"wte.weight": np.zeros((2, 2), np.float32)})), "wte.weight"),
+    "a text model": (text_model, "wte.weight"),
     "nothing": (lambda arrays: arrays.clear(), "nothing"),
 }
 

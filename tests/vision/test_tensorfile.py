@@ -6,16 +6,21 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from latentd.errors import CheckpointError
 from latentd.vision.tensorfile import file_sha256, read_header, read_tensors, replacing, write_tensors
 
-TENSORS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.float32([7.5]), "empty": np.zeros((0, 4), np.float32)}
+TENSORS: Dict[str, NDArray[np.float32]] = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a": np.array([7.5], np.float32),
+    "empty": np.zeros((0, 4), np.float32),
+}
 
 
 def raw(path: Path, header: Dict[str, Any], data: bytes) -> Path:
@@ -48,7 +53,7 @@ def test_the_same_tensors_give_the_same_bytes_whatever_their_order(tmp_path: Pat
 
 
 def test_narrow_and_wide_floats_become_float32_and_counters_are_left_out(tmp_path: Path) -> None:
-    values = np.float32([1.0, -2.5, 0.15625])
+    values = np.array([1.0, -2.5, 0.15625], np.float32)
     bfloat16 = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
     header = {
         "half": {"dtype": "F16", "shape": [3], "data_offsets": [0, 6]},
@@ -130,6 +135,23 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -
         interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_is_on_disk_before_it_takes_its_name_and_the_name_before_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    synced: List[Tuple[str, bool]] = []
+    real = os.fsync
+
+    def recorded(handle: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{handle}"), path.exists()))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert synced == [(str(temporary), False), (str(tmp_path), True)]
 
 
 def test_what_a_killed_writer_left_is_removed_by_a_later_one_but_not_a_running_ones(tmp_path: Path) -> None:

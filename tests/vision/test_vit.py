@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from latentd.errors import ConfigError
 from latentd.vision import checkpoints, focus
 from latentd.vision.vit import Vit, resized_position
@@ -80,6 +80,15 @@ def test_a_pruned_head_leaves_what_a_silenced_head_leaves() -> None:
     pruned = Vit.from_weights(kept, dataclasses.replace(tiny.DINOV2, heads=(2, 1, 2)))
     images = tiny.normalised(1, tiny.DINOV2)
     np.testing.assert_allclose(pruned.final_tokens(images), silenced.final_tokens(images), atol=1e-5)
+
+
+def test_the_gated_mlp_multiplies_the_second_half_by_silu_of_the_first() -> None:
+    """DINOv2 giant's feed-forward layer, by its definition."""
+    block = tiny.vit(dataclasses.replace(tiny.DINOV2, swiglu=True)).blocks[0]
+    tokens = torch.randn(2, 5, 128, generator=torch.Generator().manual_seed(0))
+    gate, value = np.split((tokens @ block.fc1.weight.T + block.fc1.bias).numpy(), 2, axis=-1)
+    expected = torch.from_numpy(gate / (1 + np.exp(-gate)) * value) @ block.fc2.weight.T + block.fc2.bias
+    torch.testing.assert_close(block.mlp(tokens), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_position_grid_is_resized_once_for_another_image_size() -> None:

@@ -126,5 +126,5 @@ def _is_whole(path: Path) -> bool:
     try:
         recorded = _checksum(path).read_text(encoding="ascii", errors="replace").split(" ")[0]
         return file_sha256(path) == recorded
-    except FileNotFoundError:
+    except OSError:
         return False

@@ -187,5 +187,6 @@ def _refuse(reason: str) -> Callable[[], FrozenStage]:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
+    by_lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f"Did you mean {by_lower[close[0]]}?" if close else f"Known: {', '.join(known)}."

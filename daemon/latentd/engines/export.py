@@ -40,6 +40,9 @@ def export(vit: Vit, spec: StageSpec, path: Path) -> None:
         model.producer_name, model.producer_version = "latentd", str(EXPORTER_VERSION)
         for key, value in asdict(spec).items():
             model.metadata_props.add(key=key, value=str(value))
+        for output, sizes in zip(model.graph.output, ((spec.features_width,), (spec.tokens, spec.width))):
+            for axis, size in zip(output.type.tensor_type.shape.dim[1:], sizes):
+                axis.dim_value = size  # the tracer could not tell
         onnx.checker.check_model(model)
         onnx.save(model, str(path))
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as cause:

@@ -60,6 +60,7 @@ class RidgeSums:
 
     def remove(self, features: NDArray[np.float32], class_ids: Sequence[int]) -> None:
         self._accumulate(features, class_ids, -1.0)
+        self._fold()  # a checkpoint writes the block as it is: a removed sample must not stand there
 
     def move(self, features: NDArray[np.float32], was: int, class_id: int) -> None:
         """Gives one sample (1, F) another class: the second moments stay."""
@@ -80,8 +81,9 @@ class RidgeSums:
         """Mean and standard deviation of each feature (F,), over everything learned."""
         count = max(1.0, float(self.counts.sum()))
         mean = self.sums.sum(axis=0) / count
-        self._fold()
-        variance = np.maximum(np.diagonal(self.gram) / count - mean**2, 1e-8)
+        rows = self._block[: len(self._signs)]
+        squares = np.diagonal(self.gram) + np.array(self._signs) @ np.square(rows)
+        variance = np.maximum(squares / count - mean**2, 1e-8)
         return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
     def solve(self) -> LinearHead:

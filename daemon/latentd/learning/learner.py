@@ -14,18 +14,19 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Protocol, Sequence
 
 import torch
 
-from latentd.errors import JournalError, LatentdError, LearnerError, Overloaded
-from latentd.learning import checkpoint
+from latentd.errors import ConfigError, JournalError, LatentdError, LearnerError, Overloaded
 from latentd.learning.accuracy import EMPTY, AccuracyReport
+from latentd.learning.keeper import VersionKeeper
 from latentd.learning.snapshot import Snapshot, empty
 from latentd.learning.trainer import Trainer
+from latentd.learning.waiters import Waiters
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
 
@@ -34,10 +35,15 @@ logger = logging.getLogger(__name__)
 MAX_DEATHS = 3
 DEATH_WINDOW_S = 600.0
 PUBLISH_SHARE = 0.1  # while more waits: making snapshots takes at most this share of the time
-IDLE_SAVE_S = 5.0  # nothing to do for so long: what was learned is saved
 NICE = 10  # of the thread: what answers goes before what learns
 YIELD_S = 0.25  # longest time that classify requests hold up one step
+FINISH_S = 2.0  # after stop: how long the request in hand may take to its end
+RESTART_S = 1.0  # after a death, or a journal that can't be read
 _PAGE = 256
+
+
+class _Stopping(Exception):
+    """stop was called, and what is in hand takes too long."""
 
 
 class LearnerObserver(Protocol):
@@ -116,8 +122,7 @@ class Learner:
         self._memory = MemoryStatus(0, 0, 0, settings.replay_bytes, 0, settings.codec, 0, {})
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._waiters: List[Tuple[int, Future[None]]] = []
+        self._waiters = Waiters()
         self._deaths: Deque[float] = deque(maxlen=MAX_DEATHS)
         self._state = "idle"
         self._reason: Optional[str] = None
@@ -127,8 +132,10 @@ class Learner:
         self._gate: Dict[str, Any] = {}
         self._behind_since: Optional[float] = None
         self._next_publish_at = 0.0
-        self._saved_seq = 0
-        self._saved_at = 0.0
+        self._stop_by = float("inf")
+        self._unread: Optional[str] = None
+        self._keeper = VersionKeeper(journal, settings.versions_dir, settings.checkpoint_s, settings.keep_versions)
+        self._made: Optional[Snapshot] = None  # the last that the trainer in hand made, served or not
         self._restored: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
         journal.on_append = self._wake.set
@@ -136,12 +143,16 @@ class Learner:
     # --- any thread ---------------------------------------------------------------------------------------------------
 
     def start(self, timeout_s: float = 120.0) -> None:
-        """Starts the thread and waits until the last checkpoint is published again."""
+        """Starts the thread and waits until the last checkpoint is published again, or the learner has failed for good.
+
+        Raises ConfigError where another configuration is what it needs.
+        """
         self._thread.start()
         self._restored.result(timeout_s)
 
     def stop(self, timeout_s: float = 30.0) -> None:
-        """Ends after the step in hand, with a checkpoint."""
+        """Ends after the request in hand, with a checkpoint; leaves it half-learned, to be learned again, where it takes too long."""
+        self._stop_by = time.monotonic() + FINISH_S
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -153,15 +164,8 @@ class Learner:
 
     def learned(self, seq: int) -> Future[None]:
         """Resolves when the log entry `seq` takes part in the published answers; fails with LearnerError when the learner is down."""
-        future: Future[None] = Future()
-        with self._lock:
-            if self._state in ("failed", "stopped"):
-                future.set_exception(LearnerError(self._reason or "the learner is stopped"))
-            elif self._snapshot.seq >= seq:
-                future.set_result(None)
-            else:
-                self._waiters.append((seq, future))
-                self._wake.set()
+        future = self._waiters.wait_for(seq)
+        self._wake.set()
         return future
 
     def accuracy(self) -> AccuracyReport:
@@ -172,10 +176,11 @@ class Learner:
 
     def status(self) -> LearnerStatus:
         lag = max(0, self._journal.status().head_seq - self._snapshot.seq)
-        lag_s = self._clock() - self._behind_since if lag and self._behind_since is not None else 0.0
+        since = self._behind_since
+        lag_s = self._clock() - since if lag and since is not None else 0.0
         return LearnerStatus(
             self._state,
-            self._reason,
+            self._reason or self._unread or self._keeper.trouble,
             self._snapshot.seq,
             lag,
             max(0.0, lag_s),
@@ -190,103 +195,132 @@ class Learner:
 
     def _run(self) -> None:
         torch.set_num_threads(1)  # its matrices are small; the cores belong to the frozen stage
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread alone
+        with suppress(OSError):  # a sandbox may forbid it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread alone
         while not self._stop.is_set():
             try:
                 self._study()
+            except _Stopping:
+                logger.info("the learner stops in the middle of a request; it learns it again after the next start")
+            except ConfigError as cause:  # no later try would be different
+                self._end("failed", cause)
+                return
             except Exception:  # the border of the learner: whatever it is, serving goes on and the log is still there
                 logger.exception("the learner died; it starts again from the last checkpoint and the journal")
                 if self._died():
-                    break
-        if self._state != "failed":
-            self._end("stopped", "latentd is stopping")
+                    return
+        self._end("stopped", LearnerError("latentd is stopping"))
 
     def _study(self) -> None:
         trainer = self._restore()
-        self._saved_seq, self._saved_at = trainer.seq, time.monotonic()
         while not self._stop.is_set():
-            page = self._next_page(trainer.seq)
+            page = self._page(trainer.seq)
             if page:
                 self._learn_page(trainer, page)
-            elif page is not None:
+            else:
                 self._rest(trainer)
+            if self._keeper.due_in_s(trainer) == 0.0:
+                self._keeper.save(trainer)
         if trainer.seq > self._snapshot.seq:
-            self._publish(trainer)
-        if trainer.seq > self._saved_seq:
-            self._save(trainer)
+            self._publish(trainer, "learned")
+        self._keeper.save(trainer)
+
+    def _restore(self) -> Trainer:
+        """The newest whole checkpoint, with memory and hold-out filled from the log; what the log holds beyond it is learned next."""
+        trainer = self._make_trainer()
+        self._keeper = VersionKeeper(self._journal, self._settings.versions_dir, self._settings.checkpoint_s, self._settings.keep_versions)
+        self._keeper.restore(trainer, self._log_until)
+        self._made = None
+        self._publish(trainer, "restored")
+        if not self._restored.done():
+            self._restored.set_result(None)
+        return trainer
 
     def _learn_page(self, trainer: Trainer, page: Sequence[Entry]) -> None:
-        for _, batch in itertools.groupby(page, key=lambda entry: entry.batch):
-            self._learn(trainer, list(batch))
-            if self._awaited(trainer.seq) or time.monotonic() >= self._next_publish_at:
-                self._publish(trainer)
+        for _, group in itertools.groupby(page, key=lambda entry: entry.batch):
+            batch, version = list(group), trainer.version
+            kinds = {entry.kind for entry in batch}
+            self._learn(trainer, batch)
+            if kinds & {"forget", "forget_class"}:
+                self._keeper.forgot(undone=trainer.version > version)
+            hurry = kinds & {"forget", "forget_class", "rename"} or self._waiters.any_until(trainer.seq)
+            if hurry or time.monotonic() >= self._next_publish_at:
+                self._publish(trainer, "learned")
             if self._stop.is_set():
                 return
-        if any(entry.kind in ("forget", "forget_class", "rename") for entry in page):
-            self._publish(trainer)
-            self._save(trainer)
-        elif time.monotonic() - self._saved_at > self._settings.checkpoint_s:
-            self._save(trainer)
 
-    def _next_page(self, after_seq: int) -> Optional[List[Entry]]:
-        """The log beyond `after_seq`; None when the journal can't be read now: a full disk is no reason to die."""
-        try:
-            return self._journal.entries(after_seq, _PAGE).result()
-        except (JournalError, Overloaded) as cause:
-            self._reason = cause.detail
-            self._stop.wait(1.0)
-            return None
+    def _page(self, after_seq: int) -> List[Entry]:
+        """The log beyond `after_seq`. Waits for a journal that can't be read now: a full disk is no reason to die."""
+        while True:
+            try:
+                page = self._journal.entries(after_seq, _PAGE).result()
+                self._unread = None
+                return page
+            except (JournalError, Overloaded) as cause:
+                self._unread = cause.detail
+            if self._stop.wait(RESTART_S):
+                raise _Stopping
+
+    def _log_until(self, seq: int) -> Iterator[Entry]:
+        after = 0
+        while after < seq:
+            page = self._page(after)
+            yield from (entry for entry in page if entry.seq <= seq)
+            if not page:
+                return
+            after = page[-1].seq
 
     def _rest(self, trainer: Trainer) -> None:
-        """Sleeps until the journal grows, somebody waits for an answer, or a snapshot or checkpoint is due."""
-        timeout: Optional[float] = None
-        if trainer.seq > self._snapshot.seq:
-            timeout = 0.0 if self._awaited(trainer.seq) else max(0.0, self._next_publish_at - time.monotonic())
-        elif trainer.seq > self._saved_seq:
-            timeout = IDLE_SAVE_S
-        if trainer.seq == self._snapshot.seq:
+        """Sleeps until the journal grows, somebody waits for an answer, or a snapshot or version is due."""
+        unpublished = trainer.seq > self._snapshot.seq
+        if unpublished and (self._waiters.any_until(trainer.seq) or time.monotonic() >= self._next_publish_at):
+            self._publish(trainer, "learned")
+            unpublished = False
+        if not unpublished:
             self._state, self._behind_since = "idle", None
-        woken = self._wake.wait(timeout)
-        self._wake.clear()
-        if woken or timeout is None:
-            return
-        if trainer.seq > self._snapshot.seq:
-            self._publish(trainer)
-        else:
-            self._save(trainer)
+        waits = [self._keeper.due_in_s(trainer), self._next_publish_at - time.monotonic() if unpublished else None]
+        known = [wait for wait in waits if wait is not None]
+        self._wake.wait(max(0.0, min(known)) if known else None)
+        self._wake.clear()  # what is awaited or appended after this line is seen in the turn to come, or wakes again
 
     def _learn(self, trainer: Trainer, batch: Sequence[Entry]) -> None:
         self._state = "learning"
         if self._behind_since is None:
-            self._behind_since = self._clock()
-        with self._activity(sum(1 for entry in batch if entry.code is not None)):
+            self._behind_since = batch[0].taught_at
+        evictions = trainer.memory.evictions
+        with self._activity(sum(1 for entry in batch if entry.kind == "sample" and entry.code is not None)):
             self._score(trainer, batch)
             started = time.perf_counter()
             for _ in trainer.take(batch):
                 self._observed_step(time.perf_counter() - started)
                 self._let_others_go_first()
+                if time.monotonic() > self._stop_by:
+                    raise _Stopping
                 started = time.perf_counter()
             self._observed_step(time.perf_counter() - started)
-        if trainer.evicted:
-            self._journal.evict(trainer.evicted)
-            self._observer.evicted(len(trainer.evicted))
-            trainer.evicted = []
+        if trainer.memory.evictions > evictions:
+            self._observer.evicted(trainer.memory.evictions - evictions)
 
     def _score(self, trainer: Trainer, batch: Sequence[Entry]) -> None:
-        """Prequential accuracy: the published snapshot answers before the batch is learned."""
+        """Prequential accuracy: the last snapshot answers before the batch is learned."""
         taught = [entry for entry in batch if entry.kind == "sample" and entry.code is not None and entry.class_id is not None]
-        if not taught:
+        snapshot = self._made
+        if not taught or snapshot is None:
             return
-        snapshot = self._snapshot
         probabilities = snapshot.predict(trainer.features([entry.code for entry in taught if entry.code is not None]))
         for entry, row in zip(taught, probabilities):
             assert entry.class_id is not None, "chosen above"
             trainer.prequential.record(entry.class_id, bool(len(row)) and snapshot.class_ids[int(row.argmax())] == entry.class_id)
 
-    def _publish(self, trainer: Trainer) -> None:
+    def _publish(self, trainer: Trainer, cause: str) -> None:
+        """Makes a snapshot and serves it, unless one that knows more is served: after a death, until the log is learned again."""
+        if self._made is not None and self._made.version == trainer.version:
+            self._made = replace(self._made, seq=trainer.seq)  # the log went on, but brought nothing to learn
+            self._serve(self._made, self._accuracy)
+            return
         started = time.monotonic()
         names = {record.class_id: record.name for record in self._journal.classes()}
-        snapshot, accuracy = trainer.candidate(names, self._clock())
+        self._made, accuracy = trainer.candidate(names, self._clock())
         self._note_verdict(trainer)
         memory = trainer.memory
         self._memory = MemoryStatus(
@@ -299,15 +333,18 @@ class Learner:
             trainer.holdout_bytes(),
             memory.counts(),
         )
-        with self._lock:
-            self._snapshot, self._accuracy = snapshot, accuracy
-            self._journal.learned_seq = trainer.seq
-            due = [future for seq, future in self._waiters if seq <= trainer.seq]
-            self._waiters = [(seq, future) for seq, future in self._waiters if seq > trainer.seq]
         self._next_publish_at = started + (time.monotonic() - started) / PUBLISH_SHARE
-        self._observer.published("learned")
-        for future in due:
-            future.set_result(None)
+        if self._serve(self._made, accuracy):
+            self._observer.published(cause)
+
+    def _serve(self, snapshot: Snapshot, accuracy: AccuracyReport) -> bool:
+        if snapshot.seq < self._snapshot.seq:
+            return False
+        self._snapshot, self._accuracy = snapshot, accuracy
+        self._journal.learned_seq = snapshot.seq
+        self._behind_since = None
+        self._waiters.reach(snapshot.seq)
+        return True
 
     def _note_verdict(self, trainer: Trainer) -> None:
         verdict = trainer.last_verdict
@@ -326,40 +363,6 @@ class Learner:
             self._rejected = verdict.reason
             self._observer.rejected("holdout")
 
-    def _save(self, trainer: Trainer) -> None:
-        """Writes a checkpoint, after which forgotten latents may be wiped. A full disk is logged and tried again later."""
-        self._saved_at = time.monotonic()
-        arrays, facts = trainer.state()
-        try:
-            checkpoint.write(self._settings.versions_dir, arrays, facts, self._settings.keep_versions)
-        except LearnerError as cause:
-            logger.error("%s", cause.detail)
-            self._reason = cause.detail
-            return
-        self._reason = None
-        self._saved_seq = trainer.seq
-        self._journal.settle(trainer.seq)
-
-    def _restore(self) -> Trainer:
-        """The newest whole checkpoint, with memory and hold-out filled from the log; what the log holds beyond it is learned next."""
-        found = checkpoint.newest(self._settings.versions_dir)
-        trainer = self._make_trainer()
-        if found is not None:
-            trainer.restore(*found, self._log_until(int(found[1]["seq"])))
-        self._publish(trainer)
-        if not self._restored.done():
-            self._restored.set_result(None)
-        return trainer
-
-    def _log_until(self, seq: int) -> Iterator[Entry]:
-        after = 0
-        while after < seq:
-            page = self._journal.entries(after, 1024).result()
-            yield from (entry for entry in page if entry.seq <= seq)
-            if not page:
-                return
-            after = page[-1].seq
-
     def _let_others_go_first(self) -> None:
         deadline = time.monotonic() + YIELD_S
         while self._busy() and not self._stop.is_set() and time.monotonic() < deadline:
@@ -372,25 +375,20 @@ class Learner:
         self._last_step_s = seconds
         self._observer.step(seconds)
 
-    def _awaited(self, seq: int) -> bool:
-        with self._lock:
-            return any(wanted <= seq for wanted, _ in self._waiters)
-
     def _died(self) -> bool:
         """Counts a death; True when it was one too many."""
         now = time.monotonic()
         self._deaths.append(now)
         if len(self._deaths) == MAX_DEATHS and now - self._deaths[0] < DEATH_WINDOW_S:
-            self._end("failed", f"died {MAX_DEATHS} times in {DEATH_WINDOW_S / 60:.0f} minutes; the log has the cause")
+            self._end("failed", LearnerError(f"died {MAX_DEATHS} times in {DEATH_WINDOW_S / 60:.0f} minutes; the log has the cause"))
             return True
-        self._stop.wait(1.0)
+        self._stop.wait(RESTART_S)
         return False
 
-    def _end(self, state: str, reason: str) -> None:
-        with self._lock:
-            self._state, self._reason = state, reason
-            waiters, self._waiters = self._waiters, []
-        for _, future in waiters:
-            future.set_exception(LearnerError(reason))
-        if not self._restored.done():
-            self._restored.set_exception(LatentdError(reason))
+    def _end(self, state: str, cause: LatentdError) -> None:
+        self._state, self._reason = state, cause.detail
+        self._waiters.end(cause.detail)
+        if isinstance(cause, ConfigError) and not self._restored.done():
+            self._restored.set_exception(cause)
+        elif not self._restored.done():
+            self._restored.set_result(None)  # serving goes on without it

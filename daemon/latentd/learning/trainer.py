@@ -6,20 +6,20 @@ journal after a restart or in process. Owned by the learner thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Generator, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentd.learning.accuracy import AccuracyReport, Prequential, report
 from latentd.learning.adaptive import AdaptiveHead
-from latentd.learning.analytic import RidgeSums
+from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.gate import Verdict, judge
 from latentd.learning.snapshot import Snapshot
 from latentd.replay.codec import Codec
 from latentd.replay.memory import ReplayMemory
-from latentd.replay.records import Entry
+from latentd.replay.records import Entry, seq_of
 
 MIN_TRAIN = 32  # the head is made when this many samples of two classes are there: its normalisation is fixed from them
 NEW_SHARE = (
@@ -59,10 +59,18 @@ class Trainer:
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def take(self, batch: Sequence[Entry]) -> Iterator[int]:
-        """Learns one request's entries; yields before every training step, so that the caller may let others go first."""
-        fresh = [entry for entry in batch if self._apply(entry)]
+        """Learns one request's entries; yields before every step, so that the caller may let others go first.
+
+        A trainer whose `take` was not run to its end is half-taught: it must not be saved.
+        """
         self.seq = batch[-1].seq
+        if not any(_teaches(entry) for entry in batch):
+            return
         self.version += 1
+        fresh: List[Entry] = []
+        for entry in batch:
+            brings = yield from self._apply(entry)
+            fresh += [entry] if brings else []
         yield from self._train(fresh, batch[0].seq)
 
     def features(self, codes: Sequence[bytes]) -> NDArray[np.float32]:
@@ -72,16 +80,14 @@ class Trainer:
         packed = np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(len(codes), -1)
         return self._codec.decode(packed).reshape(len(codes), self._width)
 
-    def _apply(self, entry: Entry) -> bool:
-        """Changes sums and memory; True when the entry brings a sample to train on."""
+    def _apply(self, entry: Entry) -> Generator[int, None, bool]:
+        """Changes sums and memory; returns True when the entry brings a sample to train on."""
         if entry.kind == "forget_class" and entry.class_id is not None:
-            self._forget_class(entry.class_id)
-        elif entry.kind == "forget":
-            self._forget(entry)
+            yield from self._forget_class(entry.class_id)
+        elif entry.kind == "forget" and entry.was is not None:
+            yield from self._forget(entry, entry.was)
         elif entry.kind == "relabel" and entry.was is not None and entry.class_id is not None:
-            if entry.code is not None and not entry.holdout:
-                self.sums.move(self.features([entry.code]), entry.was, entry.class_id)
-            self._relabel_kept(entry.sample_id, entry.class_id)
+            return self._relabel(entry, entry.was, entry.class_id)
         elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
             if not entry.holdout:
                 self.sums.add(self.features([entry.code]), [entry.class_id])
@@ -98,10 +104,16 @@ class Trainer:
         if gone is not None:
             self.evicted.append(gone)
 
-    def _relabel_kept(self, sample_id: str, class_id: int) -> None:
-        if sample_id in self._holdout:
-            self._holdout[sample_id] = (class_id, self._holdout[sample_id][1])
-        self.memory.relabel(sample_id, class_id)
+    def _relabel(self, entry: Entry, was: int, class_id: int) -> bool:
+        """Moves a learned sample; the head is shown it under its new label."""
+        if entry.sample_id in self._holdout:
+            self._holdout[entry.sample_id] = (class_id, self._holdout[entry.sample_id][1])
+        if entry.holdout or entry.code is None:
+            return False
+        self.sums.move(self.features([entry.code]), was, class_id)
+        if not self.memory.relabel(entry.sample_id, class_id):
+            self.evicted.append(entry.sample_id)  # given up before; its latent was waiting for this entry
+        return True
 
     def _drop_kept(self, sample_id: str) -> None:
         self._holdout.pop(sample_id, None)
@@ -111,30 +123,35 @@ class Trainer:
         self._holdout = {key: value for key, value in self._holdout.items() if value[0] != class_id}
         self.memory.remove_class(class_id)
 
-    def _forget(self, entry: Entry) -> None:
+    def _forget(self, entry: Entry, was: int) -> Iterator[int]:
         """Undoes one sample: exactly where its latent is still there, else by learning the rest again."""
-        if entry.was is None:
-            return
         self._drop_kept(entry.sample_id)
         if entry.holdout:
             return
         if entry.code is not None:
-            self.sums.remove(self.features([entry.code]), [entry.was])
+            self.sums.remove(self.features([entry.code]), [was])
         else:
-            self._rebuild()
+            yield from self._rebuild()
         self.head = None
 
-    def _forget_class(self, class_id: int) -> None:
-        """Undoes a class. Its second moments can only be taken out with its latents, so the sums are made again from what is kept."""
+    def _forget_class(self, class_id: int) -> Iterator[int]:
+        """Undoes a class: exactly where all its latents are still there, else by learning the rest again."""
+        whole = self.memory.counts().get(class_id, 0) == self.sums.count_of(class_id)
+        for step, chunk in enumerate(self.memory.all() if whole else ()):
+            yield step
+            chosen = chunk.class_ids == class_id
+            self.sums.remove(chunk.latents[chosen].reshape(-1, self._width), chunk.class_ids[chosen].tolist())
         self._drop_class(class_id)
         self.prequential.forget_class(class_id)
-        self._rebuild()
+        if not whole:
+            yield from self._rebuild()
         self.head = None
 
-    def _rebuild(self) -> None:
+    def _rebuild(self) -> Iterator[int]:
         """Sums from the replay memory alone: exact as long as nothing was evicted, otherwise without the evicted samples."""
         self.sums = RidgeSums(self._width)
-        for chunk in self.memory.all():
+        for step, chunk in enumerate(self.memory.all()):
+            yield step
             self.sums.add(chunk.latents.reshape(len(chunk.ids), self._width), chunk.class_ids.tolist())
 
     def _train(self, fresh: Sequence[Entry], first_seq: int) -> Iterator[int]:
@@ -144,11 +161,13 @@ class Trainer:
         rng = np.random.Generator(np.random.PCG64([self._settings.seed, first_seq]))
         new_each = max(1, round(self._settings.minibatch * NEW_SHARE))
         if self.head is None:
-            self.head = self._new_head()
+            self.head = self._new_head(*self.sums.moments())
             steps = round(self._settings.epochs * self.memory.used / new_each)  # catch up with all that is kept
             fresh = []
-        else:
+        elif fresh:
             steps = round(self._settings.epochs * len(fresh) / new_each)
+        else:
+            return  # duplicates, hold-out, a new name: nothing to train on
         self.head.grow([class_id for class_id in self.sums.class_ids if self.sums.count_of(class_id)])
         new = self.features([entry.code for entry in fresh if entry.code is not None])
         new_ids = [entry.class_id for entry in fresh if entry.code is not None and entry.class_id is not None]
@@ -166,23 +185,25 @@ class Trainer:
     def _ready(self) -> bool:
         return self.memory.used >= MIN_TRAIN and sum(1 for count in self.memory.counts().values() if count) >= 2
 
-    def _new_head(self) -> AdaptiveHead:
-        mean, deviation = self.sums.moments()
+    def _new_head(self, mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> AdaptiveHead:
         rate, smoothing = self._settings.learning_rate, self._settings.label_smoothing
         return AdaptiveHead(mean, deviation, learning_rate=rate, label_smoothing=smoothing, seed=self._settings.seed)
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
     def candidate(self, names: Mapping[int, str], published_at: float) -> Tuple[Snapshot, AccuracyReport]:
-        """The next snapshot, calibrated and gated on the hold-out, and its accuracy. names: class id -> name now."""
-        analytic = self.sums.solve()
+        """The next snapshot, calibrated and gated on the hold-out, and its accuracy. names: class id -> name now.
+
+        A class without a name was forgotten, and its turn in the log is still to come: nobody is answered with it.
+        """
+        analytic = _only(self.sums.solve(), names)
         trained = self.head.frozen() if self.head is not None else None
         column = {class_id: index for index, class_id in enumerate(analytic.class_ids)}
         held = [(class_id, code) for class_id, code in self._holdout.values() if class_id in column]
         columns = np.array([column[class_id] for class_id, _ in held], dtype=np.int64)
         verdict = judge(analytic, trained, self.features([code for _, code in held]), columns)
         self.last_verdict = verdict
-        labels = tuple(names.get(class_id, f"class {class_id}") for class_id in analytic.class_ids)
+        labels = tuple(names[class_id] for class_id in analytic.class_ids)
         trained = trained if verdict.weight else None
         snapshot = Snapshot(
             self.version, analytic.class_ids, labels, analytic, trained, verdict.weight, verdict.temperature, None, published_at, self.seq
@@ -193,8 +214,9 @@ class Trainer:
     # --- checkpoint ---------------------------------------------------------------------------------------------------
 
     def state(self) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
-        """Arrays and a JSON-able dict that `restore` takes back; replay memory and hold-out come back from the journal."""
+        """Arrays and a JSON-able dict that `restore` takes back; the latents of replay memory and hold-out come back from the journal."""
         arrays: Dict[str, NDArray[Any]] = dict(self.sums.state())
+        arrays["memory.seqs"] = np.array([seq_of(sample_id) for sample_id in self.memory.ids()], dtype=np.int64)
         if self.head is not None:
             arrays.update(self.head.state())
         steps = self.head.steps if self.head is not None else 0
@@ -208,20 +230,32 @@ class Trainer:
         return arrays, facts
 
     def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any], log: Iterable[Entry]) -> None:
-        """Takes back what `state` gave; log: the entries up to the checkpoint, from which memory and hold-out are filled again."""
+        """Takes back what `state` gave; log: the entries up to the checkpoint, from which memory and hold-out are filled again.
+
+        Samples that had left the memory but whose latents are still stored come out as evicted again: a crash came between.
+        """
+        inside = set(arrays["memory.seqs"].tolist())
         kept = _survivors(log)
         self._holdout = {sample_id: (class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if holdout}
-        samples = ((sample_id, class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if not holdout)
-        self.evicted += self.memory.restore(facts["memory"], samples)
+        others = [(sample_id, class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if not holdout]
+        self.evicted += [sample[0] for sample in others if seq_of(sample[0]) not in inside]
+        self.evicted += self.memory.restore(facts["memory"], (sample for sample in others if seq_of(sample[0]) in inside))
         self.sums.restore(arrays)
         if "head.shift" in arrays:
-            self.head = self._new_head()
+            self.head = self._new_head(np.zeros(self._width, np.float32), np.ones(self._width, np.float32))
             self.head.restore(arrays, facts["steps"])
         self.version, self.seq = int(facts["version"]), int(facts["seq"])
         self.prequential.restore(facts["prequential"])
 
     def holdout_bytes(self) -> int:
         return sum(len(code) for _, code in self._holdout.values())
+
+
+def _teaches(entry: Entry) -> bool:
+    """Whether the entry makes a new version: a duplicate, or an image that nobody labelled, does not."""
+    if entry.kind == "sample":
+        return entry.code is not None and entry.class_id is not None
+    return entry.kind != "forget" or entry.was is not None
 
 
 def _survivors(log: Iterable[Entry]) -> Dict[str, Tuple[int, bytes, bool]]:
@@ -235,3 +269,11 @@ def _survivors(log: Iterable[Entry]) -> Dict[str, Tuple[int, bytes, bool]]:
         elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
             kept[entry.sample_id] = (entry.class_id, entry.code, entry.holdout)
     return kept
+
+
+def _only(head: LinearHead, names: Mapping[int, str]) -> LinearHead:
+    columns = [column for column, class_id in enumerate(head.class_ids) if class_id in names]
+    if len(columns) == len(head.class_ids):
+        return head
+    class_ids = tuple(head.class_ids[column] for column in columns)
+    return replace(head, class_ids=class_ids, weight=head.weight[:, columns], bias=head.bias[columns])

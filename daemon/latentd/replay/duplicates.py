@@ -2,25 +2,26 @@
 
 A 256-bit sign sketch of random projections a sample (Charikar 2002, "Similarity estimation techniques from rounding algorithms"): the
 share of differing bits is angle / pi, so a cosine of 0.9999 (0.8 degrees) differs in about 1 bit of 256 and a candidate is anything
-within MAX_BITS. The exact cosine then decides. Owned by the journal thread; pure numpy, nothing blocks.
+within that and five standard deviations. The exact cosine then decides. Owned by the journal thread; pure numpy, nothing blocks.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Dict, List, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 SKETCH_BITS = 256
-MAX_BITS = 10
 _POPCOUNT = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
 
 
 class DuplicateIndex:
-    """Sketches by class; grows by doubling, forgets by swapping the last row in."""
+    """Sketches by class; grows by doubling, forgets by swapping the last row in. cosine: of what counts as almost the same."""
 
-    def __init__(self, width: int, seed: int) -> None:
+    def __init__(self, width: int, seed: int, cosine: float) -> None:
+        self.max_bits = _max_bits(cosine)
         rng = np.random.Generator(np.random.PCG64(seed))
         self._planes = rng.standard_normal((width, SKETCH_BITS), dtype=np.float32)
         self._rows: Dict[int, _ClassSketches] = {}
@@ -40,8 +41,8 @@ class DuplicateIndex:
         self._rows.pop(class_id, None)
 
     def candidates(self, class_id: int, sketch: bytes, limit: int = 4) -> List[int]:
-        """Sequence numbers of the class's nearest sketches within MAX_BITS, nearest first."""
-        return self._rows[class_id].nearest(sketch, limit) if class_id in self._rows else []
+        """Sequence numbers of the class's nearest sketches within max_bits, nearest first."""
+        return self._rows[class_id].nearest(sketch, self.max_bits, limit) if class_id in self._rows else []
 
 
 class _ClassSketches:
@@ -67,8 +68,14 @@ class _ClassSketches:
             self._seqs[place] = last
             self._place[last] = place
 
-    def nearest(self, sketch: bytes, limit: int) -> List[int]:
+    def nearest(self, sketch: bytes, max_bits: int, limit: int) -> List[int]:
         bits = self._bits[: len(self._seqs)] ^ np.frombuffer(sketch, dtype=np.uint8)
         distance = _POPCOUNT[bits].sum(axis=1, dtype=np.int32)
-        order: List[Tuple[int, int]] = sorted((int(distance[i]), self._seqs[i]) for i in np.flatnonzero(distance <= MAX_BITS))
+        order: List[Tuple[int, int]] = sorted((int(distance[i]), self._seqs[i]) for i in np.flatnonzero(distance <= max_bits))
         return [seq for _, seq in order[:limit]]
+
+
+def _max_bits(cosine: float) -> int:
+    """Bits in which a pair at this cosine may differ: the mean of the binomial and five standard deviations."""
+    share = math.acos(min(1.0, cosine)) / math.pi
+    return math.ceil(SKETCH_BITS * share + 5 * math.sqrt(SKETCH_BITS * share * (1 - share)))

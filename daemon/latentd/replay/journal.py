@@ -7,6 +7,7 @@ so its backlog lies on the disk and not in memory, and a restart is nothing but 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
@@ -26,6 +27,8 @@ from latentd.replay.store import Store
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _GROUP = 64
+# What a refusing disk and a damaged file raise: the group fails, the journal goes on.
+_FAILURES = (JournalError, sqlite3.Error, ValueError, LookupError, TypeError)
 _Command = Tuple[Callable[[], Any], "Future[Any]"]
 
 
@@ -61,6 +64,8 @@ class Journal:
         self._last_fsync_s: Optional[float] = None
         self._failed: Optional[str] = None
         self._closed = False
+        self._ended = False
+        self._group: Sequence[_Command] = ()  # taken by the thread, not answered yet
         self.learned_seq = 0  # the learner moves it: samples up to here are "learned"
         self.on_append: Callable[[], None] = lambda: None
 
@@ -73,7 +78,11 @@ class Journal:
         """Finishes what is queued, commits and closes the file."""
         if self._thread.is_alive() and not self._closed:
             self._closed = True
-            self._commands.put(None, timeout=timeout_s)
+            try:
+                self._commands.put(None, timeout=timeout_s)
+            except queue.Full:
+                logger.error("the journal did not end in %.0f seconds: the disk does not answer", timeout_s)
+                return
             self._thread.join(timeout_s)
 
     # --- commands -----------------------------------------------------------------------------------------------------
@@ -111,13 +120,12 @@ class Journal:
         """The log beyond `after_seq`, in order; whole requests, so the last may carry it past `limit`."""
         return self._submit(lambda: self._catalogue.entries(after_seq, limit))
 
-    def evict(self, sample_ids: Sequence[str]) -> Future[None]:
-        """Drops the latents of samples that the replay memory gave up."""
-        return self._submit(lambda: self._catalogue.evict(sample_ids))
+    def settle(self, seq: int, evicted: Sequence[str] = (), prunable_seq: int = 0) -> Future[None]:
+        """The learner's state up to `seq` is durable: wipes what was forgotten, and drops the latents that the replay memory gave up.
 
-    def settle(self, seq: int) -> Future[None]:
-        """Wipes the latents of forgotten samples: a checkpoint without them is durable up to `seq`."""
-        return self._submit(lambda: self._catalogue.settle(seq))
+        prunable_seq: every version on the disk has learned the log up to here, so that spent records may make room.
+        """
+        return self._submit(lambda: self._catalogue.settle(seq, evicted, prunable_seq))
 
     def put_counters(self, name: str, counters: Dict[str, Any]) -> Future[None]:
         return self._submit(lambda: self._catalogue.put_counters(name, json.dumps(counters).encode()))
@@ -154,40 +162,48 @@ class Journal:
             self._commands.put_nowait((command, future))
         except queue.Full:
             future.set_exception(Overloaded("the journal's queue is full"))
+        if self._ended:  # it may have ended between the look and the put: then nobody else answers
+            self._refuse_waiting()
         return future
 
     def _run(self) -> None:
         try:
-            self._store = self._open()
-            self._reload()
-            self._started.set_result(None)
-            while self._serve_group():
-                pass
-            self._store.close()
-        except (LatentdError, sqlite3.Error) as cause:
+            with contextlib.closing(self._open()) as self._store:
+                self._reload()
+                self._catalogue.expire_keys()
+                self._started.set_result(None)
+                while self._serve_group():
+                    pass
+        except (*_FAILURES, LatentdError) as cause:
             self._failed = str(cause)
             if not self._started.done():
-                self._started.set_exception(cause if isinstance(cause, LatentdError) else JournalError(str(cause)))
+                self._started.set_exception(_told(cause))
             else:
                 logger.exception("the journal stopped; learning answers 503, classify goes on")
         finally:
-            self._fail_waiting()
+            self._refuse_all()
 
     def _serve_group(self) -> bool:
         """Runs the waiting commands under one commit; False at the closing mark."""
-        group, go_on = self._take_group()
+        self._group, go_on = self._take_group()
         results: List[Tuple[Future[Any], Any]] = []
         try:
-            for command, future in group:
+            for command, future in self._group:
                 try:
                     results.append((future, command()))
+                except JournalError:
+                    raise
                 except LatentdError as refused:  # refused before it wrote anything
                     results.append((future, refused))
-            self._store.commit()
-        except (sqlite3.Error, JournalError) as cause:
-            self._fail_group(group, cause)
+            size_bytes = self._catalogue.size_bytes()
+            if self._store.commit():
+                self._failed = None
+        except _FAILURES as cause:
+            self._fail_group(cause)
             return go_on
-        self._publish()
+        if self._catalogue.purge_due:
+            self._catalogue.purge_due = not self._store.purge()
+        self._publish(size_bytes)
         for future, result in results:
             if isinstance(result, LatentdError):
                 future.set_exception(result)
@@ -209,28 +225,30 @@ class Journal:
                 return group, True
         return group, False
 
-    def _fail_group(self, group: Sequence[_Command], cause: Exception) -> None:
+    def _fail_group(self, cause: Exception) -> None:
         """The disk refused: nothing of the group is stored, and the catalogue is read again as the disk has it."""
         self._failed = str(cause)
-        logger.error("a journal commit failed, %d commands are refused: %s", len(group), cause)
-        for _, future in group:
-            if not future.done():
-                future.set_exception(cause if isinstance(cause, LatentdError) else JournalError(str(cause)))
+        logger.error("a journal commit failed, %d commands are refused: %s", len(self._group), cause, exc_info=cause)
+        try:
+            self._store.roll_back()
+        except JournalError:
+            self._store.reopen()
         self._reload()
+        for _, future in self._group:
+            future.set_exception(_told(cause))
 
     def _reload(self) -> None:
         self._catalogue = self._make_catalogue(self._store)
         self._catalogue.load()
-        self._publish()
+        self._publish(self._catalogue.size_bytes())
 
-    def _publish(self) -> None:
+    def _publish(self, size_bytes: int) -> None:
         grown = self._catalogue.head_seq > self._head_seq
         self._head_seq = self._catalogue.head_seq
         self._samples = self._catalogue.stored
         self._classes = self._catalogue.class_records()
-        self._size_bytes = self._catalogue.size_bytes()
+        self._size_bytes = size_bytes
         if grown:
-            self._failed = None
             self.on_append()
 
     def _observed(self, seconds: float) -> None:
@@ -238,13 +256,25 @@ class Journal:
         if self._observe_fsync is not None:
             self._observe_fsync(seconds)
 
-    def _fail_waiting(self) -> None:
-        """Nobody serves the queue any more: every caller is told instead of left waiting."""
-        self._closed = True
+    def _refuse_all(self) -> None:
+        """The thread ends: every caller is told instead of left waiting."""
+        self._closed = self._ended = True
+        if not self._started.done():
+            self._started.set_exception(JournalError(self._failed or "the journal stopped while it was opened"))
+        for _, future in self._group:
+            if not future.done():
+                future.set_exception(JournalError(self._failed or "the journal stopped"))
+        self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
         while True:
             try:
                 item = self._commands.get_nowait()
             except queue.Empty:
                 return
-            if item is not None:
+            if item is not None and item[1].set_running_or_notify_cancel():
                 item[1].set_exception(NotReady(self._failed or "the journal is closed"))
+
+
+def _told(cause: Exception) -> LatentdError:
+    return cause if isinstance(cause, LatentdError) else JournalError(f"the journal can't be read or written: {cause}")

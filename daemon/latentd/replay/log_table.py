@@ -1,4 +1,4 @@
-"""The journal's log in the store: rows by sequence number, with their latents and the hashes of their images. Owned by the journal thread."""
+"""The journal's log in the store: rows by sequence number, their latents, and the hashes of their images. Owned by the journal thread."""
 
 from __future__ import annotations
 

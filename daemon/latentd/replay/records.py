@@ -80,9 +80,9 @@ class Recalled:
 class Entry:
     """One entry of the log, as the learner reads it.
 
-    kind: "sample", "relabel", "forget", "forget_class" or "rename". batch: sequence number of the first entry of the same request: what the learner
-    takes as one mini-batch. class_id: the class at that point of the log; was: the class before (relabel, forget; None: was never learned). code:
-    the latent's bytes, None when it is stored no more.
+    kind: "sample", "relabel", "forget", "forget_class" or "rename". batch: sequence number of the first entry of the same request: what the
+    learner takes as one mini-batch. class_id: the class at that point of the log; was: the class before (relabel, forget; None: was never
+    learned). code: the latent's bytes, None when it is stored no more.
     """
 
     seq: int
@@ -114,8 +114,8 @@ class JournalStatus:
 class SampleRow:
     """The stored form of a sample, keyed by its sequence number.
 
-    first_class: the class at admission; the learner replays later changes from the log. kept: the latent is stored under its own key. changed: sequence number
-    of its last relabel, 0 when there was none.
+    first_class: the class at admission; the learner replays later changes from the log. kept: the latent is stored under its own key.
+    changed: sequence number of its last relabel, 0 when there was none.
     """
 
     seq: int

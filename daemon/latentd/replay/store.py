@@ -1,9 +1,9 @@
 """The durable table under the journal: sqlitedict with what it lacks for power loss.
 
-sqlitedict opens with `synchronous=OFF` and pickles; a failing COMMIT, or an error half-way through a SELECT, kills its thread and leaves the caller waiting
-for ever; a failing write is reported one call late, after SQLite has undone what came before it and begun anew with what came after. This module sets and
-reads back the pragmas, stores plain bytes, puts a barrier before every commit, commits by a statement that can fail without killing the thread, and waits
-for no thread that is dead. Owned by the journal thread; every call may block on the disk.
+sqlitedict opens with `synchronous=OFF` and pickles; a failing COMMIT, or an error half-way through a SELECT, kills its thread and leaves
+the caller waiting for ever; a failing write is reported one call late, after SQLite has undone what came before it and begun anew with what
+came after. This module sets and reads back the pragmas, stores plain bytes, puts a barrier before every commit, commits by a statement that
+can fail without killing the thread, and waits for no thread that is dead. Owned by the journal thread; every call may block on the disk.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _POLL_S = 1.0  # between two looks at whether the thread that is to answer still
 class Store:
     """A table of text keys and byte values whose `commit` returns only after the data is on the disk.
 
-    Invariant: after a JournalError from `commit`, or after `roll_back`, nothing of the uncommitted group is in the table. A write that fails is reported by any
-    later call as sqlite3.Error: the caller rolls back.
+    Invariant: after a JournalError from `commit`, or after `roll_back`, nothing of the uncommitted group is in the table. A write that
+    fails is reported by any later call as sqlite3.Error: the caller rolls back.
     """
 
     def __init__(self, path: Path, *, observe_fsync: Optional[Callable[[float], None]] = None) -> None:
@@ -41,7 +41,9 @@ class Store:
         self._dirty = False
         _require_room(self.path.parent)
         try:
-            self._db = SqliteDict(str(self.path), tablename=TABLE, journal_mode="WAL", encode=sqlite3.Binary, decode=bytes, outer_stack=False)
+            self._db = SqliteDict(
+                str(self.path), tablename=TABLE, journal_mode="WAL", encode=sqlite3.Binary, decode=bytes, outer_stack=False
+            )
             self._set("synchronous", "FULL", 2)
             self._set("secure_delete", "ON", 1)
             mode = str(self._one("PRAGMA journal_mode")).lower()
@@ -118,9 +120,12 @@ class Store:
         self._connect()
 
     def purge(self) -> bool:
-        """Moves the write-ahead log into the table file and empties it, so that deleted bytes are nowhere on the disk; False: could not, try again."""
+        """Moves the write-ahead log into the table file and empties it, so that deleted bytes are nowhere on the disk.
+
+        False when it can't now.
+        """
         try:
-            return self._one("PRAGMA wal_checkpoint(TRUNCATE)") == 0
+            return bool(self._one("PRAGMA wal_checkpoint(TRUNCATE)") == 0)
         except (sqlite3.Error, JournalError):
             return False
 

@@ -1,7 +1,7 @@
 """From encoded bytes to latents: the decode pool, and the queue of the inference thread behind it.
 
-`encode` is awaited on the event loop; decoding runs in a small pool of threads (Pillow releases the interpreter lock). Each image is decoded
-on its own and enters the queue from there at once. Nothing here blocks the loop.
+`encode` is awaited on the event loop; decoding runs in a small pool of threads (Pillow releases the interpreter lock). Each image is
+decoded on its own and enters the queue from there at once. Nothing here blocks the loop.
 """
 
 from __future__ import annotations

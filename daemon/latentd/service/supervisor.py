@@ -42,7 +42,9 @@ class Daemon:
         self.config = config
         self.death: Optional[BaseException] = None  # what killed the inference thread
         self._until_stop = ExitStack()
-        self._server: Optional[_Server] = None
+        self._last_resort = threading.Timer(LAST_RESORT_S, os._exit, (1,))
+        self._last_resort.daemon = True
+        self._server: Optional[HttpServer] = None
 
     def start(self) -> Parts:
         """Locks the state folder and starts every part. Raises ConfigError, StateInUse, CheckpointError, EngineError, JournalError."""
@@ -57,6 +59,7 @@ class Daemon:
     def stop(self) -> None:
         """Ends every part, the last started first; the learner saves a checkpoint, the journal its last commands."""
         self._until_stop.close()
+        self._last_resort.cancel()
 
     def run(self) -> None:
         """Serves until told to stop. Raises EngineError when the inference thread died, and whatever start() raises."""
@@ -75,7 +78,7 @@ class Daemon:
             raise EngineError(f"the inference thread died: {self.death}") from self.death
 
     async def _serve(self, parts: Parts, listener: Listener) -> None:
-        self._server = server = _Server(parts, listener, self._folder)
+        self._server = server = HttpServer(parts, listener, self._folder)
         if self.death is not None:
             return
         loop = asyncio.get_running_loop()
@@ -92,14 +95,12 @@ class Daemon:
     def _on_death(self, death: BaseException) -> None:
         """On the dying inference thread: lets what can still be answered be answered, then the process ends."""
         self.death = death
-        last_resort = threading.Timer(LAST_RESORT_S, os._exit, (1,))
-        last_resort.daemon = True
-        last_resort.start()
+        self._last_resort.start()
         if self._server is not None:
             self._server.should_exit = True
 
 
-class _Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """uvicorn with our signals, one line when it listens, and the address noted for the command line.
 
     Slow clients: uvicorn closes an idle connection after KEEP_ALIVE_S, and a request body has http.body_timeout_s. For a request head

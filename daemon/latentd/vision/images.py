@@ -97,8 +97,8 @@ def decode(data: bytes, size: int, limits: ImageLimits) -> NDArray[np.uint8]:
     try:
         image = _opened(data, kind, limits)
         square = _squashed(image, size)
-    except MemoryError as cause:
-        raise TooLarge(f"the {kind} needs more memory than this device has") from cause
+    except (MemoryError, Image.DecompressionBombError) as cause:
+        raise TooLarge(f"decoding the {kind} needs more memory than it may take: {cause}") from cause
     except _DAMAGE as cause:
         raise ImageUndecodable(f"the {kind} can't be decoded: {cause}") from cause
     turn = _TURNS.get(_orientation(image.info.get("exif")))

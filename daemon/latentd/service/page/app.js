@@ -3,6 +3,7 @@
 "use strict";
 
 const POLL_MS = 2000;
+const SOON_MS = 400; // while something that was taught waits for the learner
 const MOST_CARDS = 48;
 const ASKED_AGAIN = 12; // pictures that are asked again after a lesson, newest first
 const $ = (id) => document.getElementById(id);
@@ -24,7 +25,8 @@ function bar(ratio) {
 // --- the API -------------------------------------------------------------------------------------------------------
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-const sentence = (problem) => [problem.detail || problem.title, problem.hint].filter(Boolean).join(" ");
+const ended = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+const sentence = (problem) => [problem.detail || problem.title, problem.hint].filter(Boolean).map(ended).join(" ");
 
 /** The JSON answer; throws an Error whose message is the problem's detail and hint. A full queue (503, Retry-After) is waited for. */
 async function call(method, path, body, headers = {}) {
@@ -60,7 +62,7 @@ let asking = 0;
 function show(file) {
   const root = $("card").content.firstElementChild.cloneNode(true);
   const part = (selector) => root.querySelector(selector);
-  const card = { file, root, url: URL.createObjectURL(file), sample: null, label: null, decision: null };
+  const card = { file, root, url: URL.createObjectURL(file), sample: null, label: null, decision: null, pending: false };
   Object.assign(card, { answer: part(".answer"), bars: part(".bars"), said: part(".said"), input: part("input") });
   part("img").src = card.url;
   part("img").alt = `Picture ${file.name}`;
@@ -212,24 +214,12 @@ async function corrected(card, name) {
   const path = `/v1/samples/${encodeURIComponent(card.sample)}/label`;
   try {
     const sample = await call("PUT", path, JSON.stringify({ label: name }), { "Content-Type": "application/json" });
-    learned(card, { ...sample, state: (await settled()) ? "learned" : "queued" }, name);
+    learned(card, { ...sample, state: "queued" }, name);
     return true;
   } catch (error) {
     if (error.status !== 409 && error.status !== 404) throw error;
     return false;
   }
-}
-
-/** Waits, five seconds at most, until the answers know all that is in the journal now. */
-async function settled() {
-  let goal;
-  for (let tries = 0; tries < 20; tries++) {
-    const { journal, learner } = await call("GET", "/v1/status");
-    goal ??= journal.head_seq;
-    if (learner.watermark_seq >= goal) return true;
-    await pause(250);
-  }
-  return false;
 }
 
 function learned(card, result, name) {
@@ -241,9 +231,17 @@ function learned(card, result, name) {
   };
   card.sample = result.duplicate_of || result.sample_id;
   card.label = result.label || name;
+  card.pending = result.state === "queued";
   card.said.className = "said";
   card.said.textContent = texts[result.state] || `Stored as ${name}; it will be learned in a moment.`;
   card.input.value = "";
+}
+
+/** The learner has caught up with a picture that was only stored when its answer came. */
+function caughtUp(card) {
+  card.pending = false;
+  card.said.textContent = `Learned as ${card.label}.`;
+  ask(card);
 }
 
 function lock(card, locked) {
@@ -317,7 +315,7 @@ function known(found) {
     const seen = right && right.value !== null;
     const label = make("bdi", "label", each.name);
     label.title = each.name;
-    return make("li", "", label, make("span", "number", `${count(each.samples)}${seen ? `, ${percent(right.value)} right` : ""}`), bar(seen ? right.value : 0));
+    return make("li", "", label, make("span", "number", `${count(each.samples)}${seen ? `, ${percent(right.value)} of ${count(right.count)} right` : ""}`), bar(seen ? right.value : 0));
   }));
 }
 
@@ -333,9 +331,11 @@ let timer = 0;
 async function poll() {
   clearTimeout(timer);
   if (document.hidden) return;
+  const pending = cards.filter((card) => card.pending); // before asking: the answer must be newer than what was taught
   try {
     const status = await call("GET", "/v1/status");
-    const { readiness, accuracy } = status;
+    const { readiness, accuracy, learner: study } = status;
+    if (study.watermark_seq >= status.journal.head_seq) pending.forEach(caughtUp);
     pulse(readiness.ready ? "Ready" : `Not ready: ${readiness.reason}`, readiness.ready ? "good" : "");
     $("knows").textContent = status.classes ? `${count(status.classes)} ${status.classes === 1 ? "class" : "classes"} from ${pictures(status.samples)}` : "Nothing yet. Drop a picture and name it.";
     facts("accuracy", [
@@ -352,7 +352,7 @@ async function poll() {
     pulse(error.message, "bad");
   }
   clearTimeout(timer);
-  timer = setTimeout(poll, POLL_MS);
+  timer = setTimeout(poll, cards.some((card) => card.pending) ? SOON_MS : POLL_MS);
 }
 
 // --- hands ---------------------------------------------------------------------------------------------------------

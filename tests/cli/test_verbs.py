@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import List
+
+import pytest
+import typer
+
+from cli.conftest import Latentd
+from latentd.cli.reports import moment
+from service.fakes import World
+
+NOW = datetime(2026, 5, 3, 12, 0, tzinfo=timezone.utc)
+
+
+@pytest.fixture(autouse=True)
+def lesson(asked: Latentd, folder: Path) -> None:
+    assert asked("learn", str(folder)).code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["samples"],
+        ["samples", "list", "--label", "cat", "--state", "learned"],
+        ["samples", "show", "s00000001"],
+        ["classes"],
+        ["classes", "list"],
+        ["classes", "create", "owl"],
+        ["classes", "rename", "cat", "tom cat/2"],
+        ["label", "s00000001", "dog"],
+        ["forget", "s00000001"],
+        ["forget", "--class", "cat", "--yes"],
+        ["accuracy", "--confusion"],
+        ["energy", "--since", "1h"],
+        ["memory"],
+    ],
+)
+def test_every_verb_answers_people_and_programs(asked: Latentd, arguments: List[str]) -> None:
+    ran = asked(*arguments, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert isinstance(ran.json, dict)
+    if "forget" not in arguments and "rename" not in arguments:
+        human = asked(*arguments)
+        assert (human.code, human.err) == (0, "")
+        assert human.out.strip()
+        assert not human.out.startswith("{")
+
+
+def test_the_status_is_one_page_of_everything(asked: Latentd) -> None:
+    out = asked("status").out
+    for text in (
+        "2 classes from 4 samples; version 7",
+        "better unavailable: not installed",
+        "CPU-therm 42 °C",
+        "unavailable: ",
+        "1 of 100 latents",
+    ):
+        assert text in out
+    assert "GPU-therm" not in out
+
+
+def test_watch_goes_on_until_ctrl_c(asked: Latentd, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: List[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("latentd.cli.status.time.sleep", pause)
+    ran = asked("status", "--watch")
+    assert ran.code == 130
+    assert ran.out.count("2 classes from 4 samples") == 3
+    assert pauses == [2.0, 2.0, 2.0]
+
+
+def test_a_list_that_is_cut_says_how_to_go_on(asked: Latentd) -> None:
+    first = asked("samples", "--limit", "3")
+    assert first.out.count("learned") == 3
+    assert "--cursor s00000003" in first.err
+    rest = asked("samples", "--cursor", "s00000003")
+    assert rest.out.count("learned") == 1
+    assert rest.err == ""
+
+
+def test_a_correction_changes_the_class(asked: Latentd, world: World) -> None:
+    assert asked("label", "s00000001", "dog").code == 0
+    assert {record.name: record.samples for record in world.parts.journal.classes()} == {"cat": 1, "dog": 3}
+
+
+def test_a_renamed_class_keeps_its_samples_whatever_its_name_holds(asked: Latentd, world: World) -> None:
+    assert asked("classes", "rename", "cat", "a/b ?#%").code == 0
+    assert asked("classes", "rename", "a/b ?#%", "cat 2").code == 0
+    assert {record.name for record in world.parts.journal.classes()} == {"cat 2", "dog"}
+
+
+def test_a_class_is_not_forgotten_unasked(asked: Latentd, world: World) -> None:
+    ran = asked("forget", "--class", "cat")
+    assert ran.code == 2
+    assert "--yes" in ran.err
+    assert len(world.parts.journal.classes()) == 2
+    assert asked("forget", "--class", "cat", "--yes").code == 0
+    assert [record.name for record in world.parts.journal.classes()] == ["dog"]
+
+
+@pytest.mark.parametrize("arguments", [["forget"], ["forget", "s00000001", "--class", "cat"]])
+def test_forget_takes_a_sample_or_a_class(asked: Latentd, arguments: List[str]) -> None:
+    assert asked(*arguments).code == 2
+
+
+def test_empty_lists_say_what_to_do(asked: Latentd) -> None:
+    assert "No such samples" in asked("samples", "--label", "owl").err
+    for name in ("cat", "dog"):
+        asked("forget", "--class", name, "--yes")
+    assert "latentd learn" in asked("classes").err
+
+
+def test_the_confusions_are_listed(asked: Latentd) -> None:
+    assert asked("accuracy", "--confusion").out.splitlines()[-1].split() == ["cat", "dog", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30m", "2026-05-03T11:30:00Z"),
+        ("2d", "2026-05-01T12:00:00Z"),
+        ("2026-05-03T08:00:00Z", "2026-05-03T08:00:00Z"),
+        ("2026-05-03T08:00+02:00", "2026-05-03T06:00:00Z"),
+    ],
+)
+def test_a_time_is_said_as_one_that_passed_or_as_a_date(text: str, expected: str) -> None:
+    assert moment(text, NOW) == expected
+
+
+@pytest.mark.parametrize("text", ["yesterday", "5", "1y", ""])
+def test_no_time_is_a_usage_error(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        moment(text, NOW)

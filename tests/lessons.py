@@ -1,0 +1,137 @@
+"""Lessons for tests of journal and learner: images that were never seen, as the features a frozen stage would give."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import zlib
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd.learning.learner import Learner, LearnerSettings
+from latentd.learning.trainer import Trainer, TrainerSettings
+from latentd.replay.catalogue import JournalLimits
+from latentd.replay.codec import Codec, make_codec
+from latentd.replay.journal import Journal
+from latentd.replay.records import NewSample, SampleRecord
+
+TOKENS, WIDTH = 2, 8
+FEATURES = TOKENS * WIDTH
+CODEC = make_codec("int8", "token", TOKENS, WIDTH)
+CODE_BYTES = CODEC.code_bytes(TOKENS, WIDTH)
+SLOT_BYTES = CODE_BYTES + (16 + 4 + 4) + (4 + 4 + 8) + 8  # code, id row, class row, order
+WAIT_S = 20.0  # nothing here takes that long; it bounds a test that fails
+
+
+def features(label: str, number: int, spread: float = 0.4) -> NDArray[np.float32]:
+    """(F,) features of picture `number` of what `label` names: near the others of the label, and never twice the same."""
+    centre = np.random.default_rng(zlib.crc32(label.encode())).standard_normal(FEATURES)
+    noise = np.random.default_rng([zlib.crc32(label.encode()), number]).standard_normal(FEATURES)
+    return (centre + spread * noise).astype(np.float32)
+
+
+def sample(label: Optional[str], number: int, *, shows: Optional[str] = None, codec: Codec = CODEC) -> NewSample:
+    """Picture `number` of what it `shows` (the label, unless told), under this label."""
+    row = features(shows or label or "", number)
+    code = codec.encode(row.reshape(1, TOKENS, WIDTH))[0].tobytes()
+    return NewSample(label, code, row, sha256_of(shows or label or "", number))
+
+
+def sha256_of(shows: str, number: int) -> str:
+    return hashlib.sha256(f"{shows} {number}".encode()).hexdigest()
+
+
+def limits(**changes: Any) -> JournalLimits:
+    """Room for everything, exact duplicates only, nothing held out; `changes` say otherwise."""
+    usual = {"budget_bytes": 1 << 26, "duplicate_cosine": 1.5, "holdout_every": 0, "holdout_per_class": 50, "max_label_chars": 100}
+    return JournalLimits(**{**usual, **changes})
+
+
+@contextmanager
+def running_journal(folder: Path, **changes: Any) -> Iterator[Journal]:
+    """A started journal in this folder, closed at the end; `changes` are of its limits."""
+    journal = Journal(folder / "journal.sqlite", codec=CODEC, feature_width=FEATURES, limits=limits(**changes))
+    journal.start(WAIT_S)
+    try:
+        yield journal
+    finally:
+        journal.close(WAIT_S)
+
+
+def teach(journal: Journal, *batch: Tuple[Optional[str], int]) -> Tuple[SampleRecord, ...]:
+    """Admits one request of (label, number) pictures and waits until it is durable."""
+    return journal.admit([sample(label, number) for label, number in batch]).result(WAIT_S)
+
+
+def make_trainer(slots: int = 1000, epochs: float = 1.0, seed: int = 0) -> Trainer:
+    settings = TrainerSettings(slots * SLOT_BYTES, minibatch=16, epochs=epochs, learning_rate=1e-3, label_smoothing=0.1, seed=seed)
+    return Trainer(CODEC, FEATURES, settings)
+
+
+class Witness:
+    """The observer of a learner: remembers what it was told, and lets a test wait for a step."""
+
+    def __init__(self) -> None:
+        self.steps: List[float] = []
+        self.causes: List[str] = []
+        self.reasons: List[str] = []
+        self.evictions = 0
+        self.stepped = threading.Event()
+
+    def step(self, seconds: float) -> None:
+        self.steps.append(seconds)
+        self.stepped.set()
+
+    def published(self, cause: str) -> None:
+        self.causes.append(cause)
+
+    def rejected(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+    def evicted(self, count: int) -> None:
+        self.evictions += count
+
+
+def make_learner(
+    journal: Journal,
+    folder: Path,
+    *,
+    make: Callable[[], Trainer] = make_trainer,
+    busy: Callable[[], bool] = lambda: False,
+    checkpoint_s: float = 3600.0,
+    keep_versions: int = 3,
+    observer: Optional[Witness] = None,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Learner:
+    """A learner over the journal that saves only when it stops or has to, unless told."""
+    settings = LearnerSettings(folder / "versions", checkpoint_s, keep_versions, "int8 token", 1 << 20)
+    return Learner(
+        journal, make, settings, observer=observer or Witness(), busy=busy, activity=lambda _: nullcontext(), clock=clock
+    )
+
+
+@contextmanager
+def running_learner(journal: Journal, folder: Path, **more: Any) -> Iterator[Learner]:
+    """A started learner, stopped in an orderly way at the end."""
+    learner = make_learner(journal, folder, **more)
+    learner.start(WAIT_S)
+    try:
+        yield learner
+    finally:
+        learner.stop(WAIT_S)
+
+
+def taught(learner: Learner, journal: Journal, *batches: Sequence[Tuple[str, int]]) -> None:
+    """Teaches the requests one after the other, each learned before the next."""
+    for batch in batches:
+        learner.learned(teach(journal, *batch)[-1].seq).result(WAIT_S)
+
+
+def answers(learner: Learner, label: str, numbers: Sequence[int]) -> List[str]:
+    """What the served snapshot says of pictures of this label."""
+    snapshot = learner.snapshot
+    return [snapshot.decide(row) for row in snapshot.predict(np.stack([features(label, number) for number in numbers]))]

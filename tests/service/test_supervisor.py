@@ -1,0 +1,203 @@
+"""The daemon's life with its real journal, ledger and learner, around a frozen stage without a model."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import httpx
+import pytest
+
+from latentd.config import Config, EnergyConfig, HttpConfig, LearnConfig, StateConfig
+from latentd.engines.choose import Attempt, Choice
+from latentd.errors import ConfigError, EngineError, StateInUse
+from latentd.service import building
+from latentd.service.supervisor import Daemon
+from latentd.vision import checkpoints
+from service.fakes import SPEC, WAIT_S, FakeStage, picture
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> List[FakeStage]:
+    """Every frozen stage that a daemon opened; none needs weights."""
+    made: List[FakeStage] = []
+
+    def choose(config: Config, backbone: Any) -> Choice:
+        made.append(FakeStage())
+        return Choice(made[-1], (Attempt("fake", "serving", "the only one", 1.0),))
+
+    monkeypatch.setattr(checkpoints, "find", lambda cache_dir, name: None)
+    monkeypatch.setattr(building, "stage_spec", lambda config, backbone: SPEC)
+    monkeypatch.setattr(building, "choose", choose)
+    return made
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config(
+        http=HttpConfig(bind="127.0.0.1:0"),
+        state=StateConfig(dir=str(tmp_path / "state"), cache_dir=str(tmp_path / "cache")),
+        energy=EnergyConfig(meters=("rapl",)),
+        learn=LearnConfig(holdout_every=0),
+    )
+
+
+class Running:
+    """A daemon whose run() is in a thread of its own."""
+
+    def __init__(self, config: Config) -> None:
+        self.daemon = Daemon(config)
+        self.config = config
+        self.error: Optional[BaseException] = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        address = config.state_dir / "address"
+        while not address.exists() and self._thread.is_alive():
+            threading.Event().wait(0.005)
+        self.url = address.read_text().strip() if address.exists() else ""
+
+    def _run(self) -> None:
+        try:
+            self.daemon.run()
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+
+    def end(self) -> None:
+        assert self.daemon._server is not None
+        self.daemon._server.leave()
+        self.join()
+
+    def join(self) -> None:
+        self._thread.join(2 * WAIT_S)
+        assert not self._thread.is_alive(), "the daemon did not end"
+
+    def call(self, method: str, path: str, **request: Any) -> httpx.Response:
+        return httpx.request(method, self.url + path, trust_env=False, timeout=WAIT_S, **request)
+
+
+@pytest.fixture
+def running(stages: List[FakeStage]) -> Any:
+    made: List[Running] = []
+
+    def start(config: Config) -> Running:
+        made.append(Running(config))
+        return made[-1]
+
+    yield start
+    for daemon in made:
+        if daemon._thread.is_alive():
+            daemon.end()
+
+
+Start = Callable[[Config], Running]
+
+
+def teach(daemon: Running, seed: int, label: str) -> Dict[str, Any]:
+    answer = daemon.call(
+        "POST", "/v1/learn", params={"label": label}, content=picture(seed), headers={"Content-Type": "image/png", "Prefer": "wait=5"}
+    )
+    assert answer.status_code == 200, answer.text
+    found: Dict[str, Any] = answer.json()["results"][0]
+    return found
+
+
+def test_what_was_taught_is_known_at_once_and_after_a_restart(running: Start, config: Config, stages: List[FakeStage]) -> None:
+    first = running(config)
+    for seed, label in enumerate(["cat", "dog", "cat", "dog"]):
+        assert teach(first, seed, label)["state"] == "learned"
+    answers = [
+        first.call("POST", "/v1/classify", files=[("image", picture(seed))]).json()["results"][0]["predictions"] for seed in range(4)
+    ]
+    assert {prediction["label"] for prediction in answers[0]} == {"cat", "dog"}
+    first.end()
+    assert first.error is None
+    assert stages[0].closed
+
+    second = running(config)
+    again = [second.call("POST", "/v1/classify", files=[("image", picture(seed))]).json()["results"][0]["predictions"] for seed in range(4)]
+    assert again == answers
+    assert [entry["name"] for entry in second.call("GET", "/v1/classes").json()["classes"]] == ["cat", "dog"]
+
+
+def test_it_says_where_it_listens_in_one_line_and_becomes_ready(running: Start, config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    daemon = running(config)
+    while daemon.call("GET", "/readyz").status_code != 200:
+        threading.Event().wait(0.01)
+    daemon.end()
+    lines = [record.getMessage() for record in caplog.records if "listening" in record.getMessage()]
+    assert lines == [f"listening on {daemon.url}"]
+    assert not (config.state_dir / "address").exists()
+
+
+def test_two_daemons_never_share_a_state_folder(running: Start, config: Config) -> None:
+    running(config)
+    with pytest.raises(StateInUse, match="process"):
+        Daemon(config).start()
+
+
+def test_an_address_that_others_can_reach_is_refused_before_anything_starts(config: Config, stages: List[FakeStage]) -> None:
+    with pytest.raises(ConfigError, match="other machines"):
+        Daemon(replace(config, http=HttpConfig(bind="0.0.0.0:0"))).run()
+    assert stages == []
+
+
+def test_the_death_of_the_inference_thread_ends_the_daemon_with_an_error(running: Start, config: Config, stages: List[FakeStage]) -> None:
+    daemon = running(config)
+    stages[0].error = SystemError("the device is gone")
+    for _ in range(3):
+        daemon_answer = daemon.call("POST", "/v1/classify", files=[("image", picture())])
+        assert (daemon_answer.status_code, daemon_answer.json()["code"]) == (503, "engine-failed")
+    daemon.join()
+    assert isinstance(daemon.error, EngineError)
+    assert "inference thread died" in daemon.error.detail
+    assert daemon.daemon._last_resort.finished.is_set(), "the process would be cut short although it ended by itself"
+    assert stages[0].closed
+
+
+def test_a_start_that_fails_leaves_nothing_running_and_the_folder_free(
+    config: Config, stages: List[FakeStage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Choice:
+        raise EngineError("no engine can serve")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "choose", broken)
+        with pytest.raises(EngineError):
+            Daemon(config).start()
+    names = {thread.name for thread in threading.enumerate()}
+    assert not names & {"journal", "meter", "inference", "learner"}
+    daemon = Daemon(config)
+    daemon.start()
+    daemon.stop()
+
+
+def test_latents_of_another_backbone_are_never_mixed_in(config: Config, stages: List[FakeStage], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Daemon(config)
+    first.start()
+    first.stop()
+    monkeypatch.setattr(building, "stage_spec", lambda config, backbone: replace(SPEC, backbone_sha256="0" * 64))
+    with pytest.raises(ConfigError, match="backbone_sha256 was ffff") as refused:
+        Daemon(config).start()
+    assert "--state-dir" in refused.value.hint
+
+
+def test_a_codec_that_needs_calibration_is_a_configuration_error(config: Config, stages: List[FakeStage]) -> None:
+    with pytest.raises(ConfigError, match="codec_kind"):
+        Daemon(replace(config, learn=LearnConfig(codec_kind="tensor"))).start()
+
+
+def test_joules_counted_by_the_run_before_are_carried_on(config: Config, stages: List[FakeStage]) -> None:
+    first = Daemon(config)
+    parts = first.start()
+    parts.ledger.unavailable("so that an interval is closed")
+    with parts.ledger.activity("classify", images=5):
+        pass
+    parts.ledger.unavailable("so that an interval is closed")
+    first.stop()
+    second = Daemon(config)
+    carried = second.start().ledger.report().activities["classify"].count
+    second.stop()
+    assert carried == 5
