@@ -11,7 +11,7 @@ STAMP := $(VENV)/.made-for-$(VERSION)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-browser check bench-elpv bench-serving clean
+.PHONY: help demo run test test-browser check bench-elpv bench-nicv2 bench-serving clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ check: $(STAMP) ## lint, format and types
 
 bench-elpv: $(STAMP) backbone ## accuracy on the ELPV solar cells, over HTTP
 	@$(RUN) benchmarks/elpv.py --out $(OUT)/elpv.json $(ARGS)
+
+bench-nicv2: $(STAMP) ## accuracy on a stream of new objects, one video at a time
+	@$(RUN) benchmarks/nicv2.py $(ARGS)
 
 bench-serving: $(STAMP) backbone ## latency and throughput against the bare engine
 	@$(RUN) benchmarks/serving.py --out $(OUT)/serving.json $(ARGS)

@@ -27,7 +27,7 @@ from latentd.vision import checkpoints
 
 SEED = 0
 WATCHED = 96  # held-out photographs asked again and again for the curve
-CURVE_EVERY = 256  # taught photographs between two points of the curve
+CURVE_EVERY = 400  # taught photographs between two points of the curve
 console = Console()
 
 
@@ -68,12 +68,12 @@ def main() -> int:
     console.print(f"latentd is up at {daemon.url} after {daemon.ready_s:.1f} s")
     for module, seen in (("mono", ["mono"]), ("poly", ["mono", "poly"])):
         _teach(daemon, course, module, seen)
-        _examine(daemon, course, seen, f"after teaching {module}")
-    before = _knowledge(daemon, course)
+        decisions = _examine(daemon, course, seen, f"after teaching {module}")
+    before = _knowledge(daemon, decisions)
     console.rule("kill -9, and start again")
     daemon.kill()
     daemon = harness.DaemonProcess(folder / "state")
-    after = _knowledge(daemon, course)
+    after = _knowledge(daemon, _ask(daemon, course, list(decisions)))
     daemon.stop()
     _plot(course, folder / "accuracy.png")
     same = _report_restart(before, after, daemon.ready_s)
@@ -120,12 +120,12 @@ def _watch(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str]) -
     return "  ".join(f"{module} {value:.0%}" for module, value in point.items() if value is not None)
 
 
-def _examine(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str], title: str) -> None:
-    """Prints accuracy on all held-out photographs of the classes taught so far, speed, energy and memory."""
+def _examine(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str], title: str) -> Dict[int, str]:
+    """Prints accuracy on all held-out photographs of the classes taught so far, speed, energy and memory; returns the decisions."""
     asked = [index for module in seen for index in course.of(course.held, module)]
     before_j = daemon.get("/v1/energy").get("total_j")
     started = time.perf_counter()
-    decisions = dict(zip(asked, daemon.ask([course.cells[i].png for i in asked])))
+    decisions = _ask(daemon, course, asked)
     seconds = time.perf_counter() - started
     energy, memory = daemon.get("/v1/energy"), daemon.get("/v1/memory")
     console.print(f"[bold]{title}[/bold]: {_share(course, decisions, asked)} of all classes taught so far")
@@ -141,6 +141,12 @@ def _examine(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str],
         f"  replay memory {memory['used_bytes'] / 1e6:.2f} MB of {memory['budget_bytes'] / 1e6:.0f} MB "
         f"({memory['used']} latents, {memory['codec']})"
     )
+    return decisions
+
+
+def _ask(daemon: harness.DaemonProcess, course: Course, indices: Sequence[int]) -> Dict[int, str]:
+    """Photograph -> decision."""
+    return dict(zip(indices, daemon.ask([course.cells[i].png for i in indices])))
 
 
 def _share(course: Course, decisions: Dict[int, str], indices: Sequence[int]) -> str:
@@ -149,30 +155,31 @@ def _share(course: Course, decisions: Dict[int, str], indices: Sequence[int]) ->
 
 
 def _accuracy(daemon: harness.DaemonProcess, course: Course, indices: Sequence[int]) -> float:
-    decisions = daemon.ask([course.cells[i].png for i in indices])
-    return sum(decision == course.label(index) for decision, index in zip(decisions, indices)) / len(indices)
+    return sum(decision == course.label(index) for index, decision in _ask(daemon, course, indices).items()) / len(indices)
 
 
-def _knowledge(daemon: harness.DaemonProcess, course: Course) -> Dict[str, object]:
-    """What must survive: classes with counts, samples, version, learned samples, and every decision on the held-out photographs."""
+@dataclass(frozen=True)
+class Knowledge:
+    """What must survive: classes with counts, version, and every decision on the held-out photographs."""
+
+    classes: Dict[str, int]
+    version: int
+    decisions: Dict[int, str]
+
+
+def _knowledge(daemon: harness.DaemonProcess, decisions: Dict[int, str]) -> Knowledge:
     classes = {item["name"]: item["samples"] for item in daemon.get("/v1/classes")["classes"]}
-    status = daemon.get("/v1/status")
-    return {
-        "classes": classes,
-        "version": status["version"],
-        "samples": sum(classes.values()),
-        "decisions": daemon.ask([course.cells[i].png for i in course.held]),
-    }
+    return Knowledge(classes, daemon.get("/v1/status")["version"], decisions)
 
 
-def _report_restart(before: Dict[str, object], after: Dict[str, object], ready_s: float) -> bool:
-    console.print(f"ready again after {ready_s:.1f} s: version {after['version']}, {after['samples']} samples, classes {after['classes']}")
-    decisions = list(zip(before["decisions"], after["decisions"]))  # type: ignore[call-overload]
-    changed = sum(old != new for old, new in decisions)
-    console.print(f"{len(decisions) - changed} of {len(decisions)} answers are the same as before the kill")
-    kept = all(before[key] == after[key] for key in ("classes", "version", "samples"))
-    console.print("[green]It still knows everything.[/green]" if kept and not changed else "[red]Something was lost or changed.[/red]")
-    return kept and changed == 0
+def _report_restart(before: Knowledge, after: Knowledge, ready_s: float) -> bool:
+    console.print(
+        f"ready again after {ready_s:.1f} s: version {after.version}, {sum(after.classes.values())} samples, classes {after.classes}"
+    )
+    same = sum(after.decisions[index] == decision for index, decision in before.decisions.items())
+    console.print(f"{same} of {len(before.decisions)} answers are the same as before the kill")
+    console.print("[green]It still knows everything.[/green]" if after == before else "[red]Something was lost or changed.[/red]")
+    return after == before
 
 
 def _plot(course: Course, path: Path) -> None:

@@ -1,9 +1,10 @@
 """Objects-50: a CORe50-shaped stream of videos from real photographs, made the same on every machine.
 
-50 objects (10 categories x 5) x 11 sessions x FRAMES frames of 128x128. A session is one background, light, colour, tint and scale; a video is one object in
-one session: smooth drift, rotation, zoom and background pan, an occluder in 40 % of the frames, sensor noise. Sessions 3, 7 and 10 are the test, as in
-CORe50; settings are chosen on the validation sessions 5 and 9, which are learned in a final run. Photographs come from Debian's tuxpaint-stamps-default,
-mate-backgrounds and gnome-backgrounds (GPL-2, CC BY-SA): read from the installed packages or fetched with apt-get, never part of this repository.
+50 objects (10 categories x 5) x 11 sessions x FRAMES frames of 128x128. A session is one background, light, colour, tint and scale; a video
+is one object in one session: smooth drift, rotation, zoom and background pan, an occluder in 40 % of the frames, sensor noise. Sessions 3,
+7 and 10 are the test, as in CORe50; settings are chosen on the validation sessions 5 and 9, which are learned in a final run. Photographs
+come from Debian's tuxpaint-stamps-default, mate-backgrounds and gnome-backgrounds (GPL-2, CC BY-SA): read from the installed packages or
+fetched with apt-get, never part of this repository.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Session:
 def frames(cache_dir: Path) -> NDArray[np.uint8]:
     """All frames (50, 11, FRAMES, 128, 128, 3), memory-mapped; rendered once and cached."""
     root = package_root(cache_dir)
-    path = cache_dir / "datasets" / f"objects50-{_key()}.npy"
+    path = cache_dir / "datasets" / f"objects50-{recipe()}.npy"
     if not path.exists():
         temporary = path.with_suffix(".tmp.npy")
         store = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(OBJECTS), len(SESSIONS), FRAMES, SIDE, SIDE, 3))
@@ -89,7 +90,9 @@ def frames(cache_dir: Path) -> NDArray[np.uint8]:
 
 
 def nicv2(run: int, sessions: Sequence[int]) -> List[List[Tuple[int, int]]]:
-    """The order of NICv2-391: batches of (object, session) videos. Batch 0: the first object of each category in session 1; then one video a batch."""
+    """The order of NICv2-391: batches of (object, session) videos. Batch 0: the first object of each category in session 1; then one video
+    a batch.
+    """
     first = [(index, 1) for index in range(0, len(OBJECTS), 5)]
     rest = [(index, session) for index in range(len(OBJECTS)) for session in sessions if (index, session) not in first]
     order = np.random.Generator(np.random.PCG64(run)).permutation(len(rest))
@@ -97,7 +100,9 @@ def nicv2(run: int, sessions: Sequence[int]) -> List[List[Tuple[int, int]]]:
 
 
 def package_root(cache_dir: Path) -> Path:
-    """The `share` folder that holds the packages' files: the system's, or an unpacked copy in the cache. Raises SystemExit where neither can be had."""
+    """The `share` folder that holds the packages' files: the system's, or an unpacked copy in the cache. Raises SystemExit where neither
+    can be had.
+    """
     if Path("/usr/share/tuxpaint/stamps").is_dir() and Path("/usr/share/backgrounds/mate/nature").is_dir():
         return Path("/usr/share")
     unpacked = cache_dir / "datasets" / "objects50-packages"
@@ -106,16 +111,18 @@ def package_root(cache_dir: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
             done = subprocess.run(["apt-get", "download", *PACKAGES], cwd=scratch, capture_output=True, check=False)
             if done.returncode:
-                raise SystemExit(f"Install the Debian packages {', '.join(PACKAGES)}: apt-get says {done.stderr.decode(errors='replace')[-300:]}")
+                raise SystemExit(
+                    f"Install the Debian packages {', '.join(PACKAGES)}: apt-get says {done.stderr.decode(errors='replace')[-300:]}"
+                )
             for package in sorted(Path(scratch).glob("*.deb")):
                 subprocess.run(["dpkg-deb", "--extract", str(package), str(unpacked)], check=True)
         (unpacked / "complete").touch()
     return unpacked / "usr" / "share"
 
 
-def _key() -> str:
-    recipe = repr((_VERSION, FRAMES, SIDE, OBJECTS, BACKGROUNDS))
-    return hashlib.sha256(recipe.encode()).hexdigest()[:12]
+def recipe() -> str:
+    """What the frames depend on; the key of everything that is cached of them."""
+    return hashlib.sha256(repr((_VERSION, FRAMES, SIDE, OBJECTS, BACKGROUNDS)).encode()).hexdigest()[:12]
 
 
 def _sessions(root: Path) -> Iterator[Session]:
@@ -123,7 +130,7 @@ def _sessions(root: Path) -> Iterator[Session]:
     for name in BACKGROUNDS:
         picture = Image.open(root / "backgrounds" / name).convert("RGB")
         side = 3 * SIDE
-        picture = picture.resize((max(side, side * picture.width // picture.height), side), Image.BICUBIC)
+        picture = picture.resize((max(side, side * picture.width // picture.height), side), Image.Resampling.BICUBIC)
         tint = rng.uniform(0.85, 1.15, 3).astype(np.float32)
         yield Session(picture, rng.uniform(0.55, 1.35), rng.uniform(0.5, 1.3), tint, rng.uniform(0.5, 0.85))
 
@@ -137,8 +144,8 @@ def _video(stamp: Image.Image, session: Session, rng: np.random.Generator) -> It
         sway = np.sin(2 * np.pi * step / FRAMES * 0.5 + phase)
         frame = _background(session, start, sway[4:6])
         size = session.scale * SIDE * (1 + zoom * sway[0]) / max(stamp.size)
-        thing = stamp.resize((max(2, round(stamp.width * size)), max(2, round(stamp.height * size))), Image.BICUBIC)
-        thing = thing.rotate(turn * sway[1], Image.BICUBIC, expand=True)
+        thing = stamp.resize((max(2, round(stamp.width * size)), max(2, round(stamp.height * size))), Image.Resampling.BICUBIC)
+        thing = thing.rotate(turn * sway[1], Image.Resampling.BICUBIC, expand=True)
         left = round((SIDE - thing.width) / 2 + reach[0] * sway[2])
         top = round((SIDE - thing.height) / 2 + reach[1] * sway[3])
         frame.paste(thing, (left, top), thing)
@@ -166,4 +173,5 @@ def _develop(frame: Image.Image, session: Session, rng: np.random.Generator) -> 
     """The session's light, colour and tint, and the sensor's noise."""
     frame = ImageEnhance.Color(ImageEnhance.Brightness(frame).enhance(session.brightness)).enhance(session.colour)
     pixels = np.asarray(frame, np.float32) * session.tint + rng.normal(0, 6, (SIDE, SIDE, 3)).astype(np.float32)
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    developed: NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
+    return developed

@@ -102,7 +102,7 @@ class LatentNotFinite(Unprocessable):
 
 class LabelInvalid(Unprocessable):
     slug, title = "label-invalid", "The label is missing or can't be used"
-    default_hint = "Give each image a label of 1 to 100 characters: a label field, ?label=, or \"label\" in JSON."
+    default_hint = 'Give each image a label of 1 to 100 characters: a label field, ?label=, or "label" in JSON.'
 
 
 class IdempotencyKeyReused(Unprocessable):

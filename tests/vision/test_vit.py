@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 import tiny
 from latentd.errors import ConfigError
 from latentd.vision import checkpoints, focus
-from latentd.vision.vit import Vit, resized_position
+from latentd.vision.vit import Block, Vit, resized_position
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])
@@ -84,7 +85,7 @@ def test_a_pruned_head_leaves_what_a_silenced_head_leaves() -> None:
 
 def test_the_gated_mlp_multiplies_the_second_half_by_silu_of_the_first() -> None:
     """DINOv2 giant's feed-forward layer, by its definition."""
-    block = tiny.vit(dataclasses.replace(tiny.DINOV2, swiglu=True)).blocks[0]
+    block = cast(Block, tiny.vit(dataclasses.replace(tiny.DINOV2, swiglu=True)).blocks[0])
     tokens = torch.randn(2, 5, 128, generator=torch.Generator().manual_seed(0))
     gate, value = np.split((tokens @ block.fc1.weight.T + block.fc1.bias).numpy(), 2, axis=-1)
     expected = torch.from_numpy(gate / (1 + np.exp(-gate)) * value) @ block.fc2.weight.T + block.fc2.bias

@@ -1,0 +1,105 @@
+"""The gate: a trained head takes part only where the hold-out finds it no worse than the floor."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from latentd.learning.adaptive import TrainedHead
+from latentd.learning.analytic import LinearHead
+from latentd.learning.gate import DEFAULT_TEMPERATURE, MIN_HOLDOUT, judge
+from latentd.learning.snapshot import softmax
+
+COUNT = 100
+TRUTH = np.arange(COUNT) % 2
+
+
+def floor(*, wrong: int = 0, score: float = 2.0) -> Tuple[LinearHead, NDArray[np.float32]]:
+    """A floor and hold-out features (H, 3) of which it gets so many wrong. Feature 2 names the sample."""
+    answers = TRUTH.copy()
+    answers[:wrong] = 1 - answers[:wrong]
+    some = np.stack([1 - answers, answers, np.arange(COUNT)], axis=1).astype(np.float32)
+    return LinearHead((4, 9), np.array([[score, 0.0], [0.0, score], [0.0, 0.0]], np.float32), np.zeros(2, np.float32)), some
+
+
+class Opinion(TrainedHead):
+    """A head with given answers, sure of each."""
+
+    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        answers: NDArray[np.int64] = self.w1[features[:, 2].astype(int)].astype(np.int64)
+        return 20.0 * np.eye(2, dtype=np.float32)[answers]
+
+
+def opinion(*, wrong_on: Tuple[int, ...]) -> TrainedHead:
+    answers = TRUTH.copy()
+    answers[list(wrong_on)] = 1 - answers[list(wrong_on)]
+    none = np.zeros(0, np.float32)
+    return Opinion((4, 9), none, none, answers.astype(np.float32), none, none, none)
+
+
+def test_a_better_head_takes_part() -> None:
+    analytic, some = floor(wrong=20)
+    verdict = judge(analytic, opinion(wrong_on=()), some, TRUTH)
+    assert verdict.weight > 0
+    assert verdict.reason.startswith("takes part")
+    assert (verdict.holdout, verdict.floor_correct, verdict.candidate_correct, verdict.negative_flips) == (COUNT, 80, 100, 0)
+    np.testing.assert_array_equal(verdict.answers, TRUTH)
+
+
+def test_a_worse_head_is_kept_out_and_the_floor_answers() -> None:
+    analytic, some = floor(score=0.1)
+    verdict = judge(analytic, opinion(wrong_on=tuple(range(60))), some, TRUTH)
+    assert (verdict.weight, verdict.floor_correct, verdict.candidate_correct, verdict.negative_flips) == (0.0, 100, 40, 60)
+    np.testing.assert_array_equal(verdict.answers, TRUTH)
+
+
+def test_a_head_that_repairs_much_and_breaks_a_little_too_much_is_kept_out() -> None:
+    analytic, some = floor(wrong=30)
+    verdict = judge(analytic, opinion(wrong_on=(97, 98, 99)), some, TRUTH)
+    assert (verdict.candidate_correct, verdict.negative_flips) == (97, 3)
+    assert verdict.weight == 0.0
+    assert verdict.reason == "kept out: hold-out 97 against 70 right of 100, 3 negative flips"
+    assert (verdict.answers == TRUTH).sum() == 70
+
+
+def test_two_in_a_hundred_may_flip() -> None:
+    analytic, some = floor(wrong=30)
+    assert judge(analytic, opinion(wrong_on=(98, 99)), some, TRUTH).weight > 0
+
+
+@pytest.mark.parametrize("count", [0, 1, MIN_HOLDOUT - 1])
+def test_too_small_a_hold_out_lets_nobody_in(count: int) -> None:
+    analytic, some = floor(wrong=10)
+    verdict = judge(analytic, opinion(wrong_on=()), some[:count], TRUTH[:count])
+    assert (verdict.weight, verdict.temperature, verdict.holdout) == (0.0, DEFAULT_TEMPERATURE, count)
+    assert "too few" in verdict.reason
+    assert len(verdict.answers) == count
+
+
+def test_without_a_head_there_is_nothing_to_judge() -> None:
+    analytic, some = floor(wrong=10)
+    verdict = judge(analytic, None, some, TRUTH)
+    assert (verdict.weight, verdict.reason, verdict.floor_correct) == (0.0, "no trained head yet", 90)
+
+
+def test_a_floor_without_classes_is_no_error() -> None:
+    nothing = LinearHead((), np.zeros((3, 0), np.float32), np.zeros(0, np.float32))
+    verdict = judge(nothing, None, np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
+    assert (verdict.weight, verdict.holdout) == (0.0, 0)
+
+
+def test_the_temperature_makes_a_floor_that_errs_less_sure() -> None:
+    analytic, some = floor(wrong=30)
+    calm, sure = judge(analytic, None, some, TRUTH), judge(analytic, None, floor()[1], TRUTH)
+    assert calm.temperature > sure.temperature
+    mean = softmax((some @ analytic.weight) / calm.temperature).max(axis=1).mean()
+    assert mean == pytest.approx(0.7, abs=0.1)
+
+
+def test_without_a_hold_out_far_apart_classes_do_not_make_it_certain() -> None:
+    head = LinearHead((0, 1), np.eye(3, 2, dtype=np.float32) * 1000, np.zeros(2, np.float32), separation=2000.0)
+    verdict = judge(head, None, np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
+    assert verdict.temperature == pytest.approx(2000.0 / 2 / 8.0)

@@ -1,0 +1,83 @@
+"""Learners for tests: small trainers, and learner threads that tell what they do."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from latentd.learning.learner import Learner, LearnerSettings
+from latentd.learning.trainer import Trainer, TrainerSettings
+from latentd.replay.journal import Journal
+from lessons import CODEC, FEATURES, SLOT_BYTES, WAIT_S, features, teach
+
+
+def make_trainer(slots: int = 1000, epochs: float = 1.0, seed: int = 0) -> Trainer:
+    settings = TrainerSettings(slots * SLOT_BYTES, minibatch=16, epochs=epochs, learning_rate=1e-3, label_smoothing=0.1, seed=seed)
+    return Trainer(CODEC, FEATURES, settings)
+
+
+class Witness:
+    """The observer of a learner: remembers what it was told, and lets a test wait for a step."""
+
+    def __init__(self) -> None:
+        self.steps: List[float] = []
+        self.causes: List[str] = []
+        self.reasons: List[str] = []
+        self.evictions = 0
+        self.stepped = threading.Event()
+
+    def step(self, seconds: float) -> None:
+        self.steps.append(seconds)
+        self.stepped.set()
+
+    def published(self, cause: str) -> None:
+        self.causes.append(cause)
+
+    def rejected(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+    def evicted(self, count: int) -> None:
+        self.evictions += count
+
+
+def make_learner(
+    journal: Journal,
+    folder: Path,
+    *,
+    make: Callable[[], Trainer] = make_trainer,
+    busy: Callable[[], bool] = lambda: False,
+    checkpoint_s: float = 3600.0,
+    keep_versions: int = 3,
+    observer: Optional[Witness] = None,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Learner:
+    """A learner over the journal that saves only when it stops or has to, unless told."""
+    settings = LearnerSettings(folder / "versions", checkpoint_s, keep_versions, "int8 token", 1 << 20)
+    return Learner(journal, make, settings, observer=observer or Witness(), busy=busy, activity=lambda _: nullcontext(), clock=clock)
+
+
+@contextmanager
+def running_learner(journal: Journal, folder: Path, **more: Any) -> Iterator[Learner]:
+    """A started learner, stopped in an orderly way at the end."""
+    learner = make_learner(journal, folder, **more)
+    learner.start(WAIT_S)
+    try:
+        yield learner
+    finally:
+        learner.stop(WAIT_S)
+
+
+def taught(learner: Learner, journal: Journal, *batches: Sequence[Tuple[str, int]]) -> None:
+    """Teaches the requests one after the other, each learned before the next."""
+    for batch in batches:
+        learner.learned(teach(journal, *batch)[-1].seq).result(WAIT_S)
+
+
+def answers(learner: Learner, label: str, numbers: Sequence[int]) -> List[str]:
+    """What the served snapshot says of pictures of this label."""
+    snapshot = learner.snapshot
+    return [snapshot.decide(row) for row in snapshot.predict(np.stack([features(label, number) for number in numbers]))]
