@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -27,7 +28,7 @@ from latentd.vision import checkpoints
 
 SEED = 0
 WATCHED = 96  # held-out photographs asked again and again for the curve
-CURVE_EVERY = 400  # taught photographs between two points of the curve
+CURVE_EVERY = 300  # taught photographs between two points of the curve
 console = Console()
 
 
@@ -114,8 +115,9 @@ def _watch(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str]) -
     """A point of the curve, and its words for the progress bar."""
     point: Dict[str, Optional[float]] = {"mono": None, "poly": None}
     for module in seen:
-        watched = course.of(course.held, module)[:: max(1, 2 * len(course.held) // (2 * WATCHED))][: WATCHED // 2]
-        point[module] = _accuracy(daemon, course, watched)
+        held = course.of(course.held, module)
+        watched = np.linspace(0, len(held) - 1, WATCHED // 2).astype(int)  # held is in order of kind: evenly spaced is stratified
+        point[module] = _accuracy(daemon, course, [held[i] for i in watched])
     course.curve.append((course.count, point))
     return "  ".join(f"{module} {value:.0%}" for module, value in point.items() if value is not None)
 
@@ -123,7 +125,7 @@ def _watch(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str]) -
 def _examine(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str], title: str) -> Dict[int, str]:
     """Prints accuracy on all held-out photographs of the classes taught so far, speed, energy and memory; returns the decisions."""
     asked = [index for module in seen for index in course.of(course.held, module)]
-    before_j = daemon.get("/v1/energy").get("total_j")
+    before_j = daemon.get("/v1/energy")["energy_j"]
     started = time.perf_counter()
     decisions = _ask(daemon, course, asked)
     seconds = time.perf_counter() - started
@@ -133,8 +135,8 @@ def _examine(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str],
         age = "new" if module == seen[-1] else "old"
         console.print(f"  {age} classes ({module} functional, {module} defective): {_share(course, decisions, course.of(asked, module))}")
     console.print(f"  classify {len(asked) / seconds:.1f} images per second")
-    if before_j is not None and energy.get("total_j") is not None:
-        console.print(f"  {(energy['total_j'] - before_j) / len(asked):.2f} J an image; {harness.energy_text(energy)} so far")
+    if before_j is not None and energy["energy_j"] is not None:
+        console.print(f"  {(energy['energy_j'] - before_j) / len(asked):.2f} J an image; {harness.energy_text(energy)} so far")
     else:
         console.print(f"  joules {harness.energy_text(energy)}")
     console.print(

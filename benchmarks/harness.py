@@ -131,10 +131,9 @@ def save_json(path: Path, result: Dict[str, Any]) -> None:
 
 def energy_text(energy: Dict[str, Any]) -> str:
     """Joules so far, or why there are none."""
-    total = energy.get("total_j")
-    if total is None:
-        return f"unavailable: {energy.get('reason')}"
-    return f"{total:.1f} J ({energy.get('source')}, {energy.get('quality')})"
+    if energy["energy_j"] is None:
+        return f"unavailable: {energy['meter']['reason']}"
+    return f"{energy['energy_j']:.1f} J ({energy['source']}, {energy['quality']})"
 
 
 def _results(answer: httpx.Response) -> List[Dict[str, Any]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latentd.learning.learner import Learner, LearnerSettings
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.journal import Journal
+from latentd.replay.records import Entry
 from lessons import CODEC, FEATURES, SLOT_BYTES, WAIT_S, features, teach
+
+PROBE = np.stack([features(label, 5000 + number) for label in ("cat", "dog", "owl", "probe") for number in range(5)])
 
 
 def make_trainer(slots: int = 1000, epochs: float = 1.0, seed: int = 0) -> Trainer:
@@ -81,3 +86,37 @@ def answers(learner: Learner, label: str, numbers: Sequence[int]) -> List[str]:
     """What the served snapshot says of pictures of this label."""
     snapshot = learner.snapshot
     return [snapshot.decide(row) for row in snapshot.predict(np.stack([features(label, number) for number in numbers]))]
+
+
+# --- trainers without a thread ---
+
+
+def log(journal: Journal, after: int = 0) -> List[Entry]:
+    return journal.entries(after, 10**6).result(WAIT_S)
+
+
+def requests(entries: Sequence[Entry]) -> List[List[Entry]]:
+    return [list(group) for _, group in itertools.groupby(entries, key=lambda entry: entry.batch)]
+
+
+def learn(trainer: Trainer, entries: Sequence[Entry]) -> Trainer:
+    for request in requests(entries):
+        for _ in trainer.take(request):
+            pass
+    return trainer
+
+
+def names(journal: Journal) -> Dict[int, str]:
+    return {record.class_id: record.name for record in journal.classes()}
+
+
+def predictions(trainer: Trainer, journal: Journal) -> Dict[str, NDArray[np.float64]]:
+    """label -> probabilities of the probe pictures."""
+    snapshot = trainer.candidate(names(journal), 0.0)[0]
+    return dict(zip(snapshot.labels, snapshot.predict(PROBE).T))
+
+
+def assert_same_predictions(one: Dict[str, NDArray[np.float64]], other: Dict[str, NDArray[np.float64]]) -> None:
+    assert sorted(one) == sorted(other)
+    for label, probabilities in one.items():
+        np.testing.assert_allclose(probabilities, other[label], atol=1e-5)

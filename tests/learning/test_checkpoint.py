@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import numpy as np
 import pytest
@@ -120,10 +120,17 @@ def test_what_a_power_cut_left_behind_is_written_over(tmp_path: Path) -> None:
     assert names(tmp_path) == ["version-00000001-000000000010.safetensors", "version-notes.txt"]
 
 
+def noted(act: Callable[..., Any], order: List[str]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        order.append(act.__name__)
+        return act(*arguments)
+
+    return call
+
+
 def test_a_version_is_on_the_disk_before_its_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: List[str] = []
-    fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("sync"), fsync(handle))[1])
-    monkeypatch.setattr(os, "replace", lambda *paths: (order.append("rename"), replace(*paths))[1])
+    for act in (os.fsync, os.replace):
+        monkeypatch.setattr(os, act.__name__, noted(act, order))
     save(tmp_path, 1, 10)
-    assert order == ["sync", "rename", "sync"]
+    assert order == ["fsync", "replace", "fsync"]

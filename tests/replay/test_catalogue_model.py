@@ -171,12 +171,11 @@ class CatalogueAgainstModel(RuleBasedStateMachine):
     def every_sample_is_as_the_model_has_it(self) -> None:
         if not hasattr(self, "store"):
             return
-        name = {class_id: label for label, class_id in self.names.items()}
+        name: Dict[Optional[int], str] = {class_id: label for label, class_id in self.names.items()}
         records = self.catalogue.page(None, 10_000, None, None, LEARNED)[0]
         found = [(record.seq, record.state, record.label, record.holdout, record.sha256 == "") for record in records]
         assert found == [
-            (seq, one.state, None if one.state == "forgotten" else name.get(one.class_id or 0) if one.class_id is not None else None)
-            + (one.holdout, one.wiped)
+            (seq, one.state, None if one.state == "forgotten" else name.get(one.class_id), one.holdout, one.wiped)
             for seq, one in self.samples.items()
         ]
         assert self.catalogue.head_seq == self.head

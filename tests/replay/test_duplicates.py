@@ -24,7 +24,8 @@ def at_cosine(features: NDArray[np.float32], cosine: float, seed: int) -> NDArra
     aside = row(seed).astype(np.float64)
     unit = features.astype(np.float64) / np.linalg.norm(features)
     aside -= (aside @ unit) * unit
-    return (7.0 * (cosine * unit + np.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside))).astype(np.float32)
+    turned: NDArray[np.float32] = (7.0 * (cosine * unit + np.sqrt(1 - cosine**2) * aside / np.linalg.norm(aside))).astype(np.float32)
+    return turned
 
 
 def differing_bits(one: bytes, other: bytes) -> int:

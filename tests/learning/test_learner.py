@@ -1,0 +1,434 @@
+"""The learner thread: learns what the journal has, answers at once, and outlives what breaks."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Sequence
+
+import pytest
+
+from latentd.errors import ConfigError, JournalError, LearnerError, Overloaded
+from latentd.learning import checkpoint, keeper
+from latentd.learning import learner as learner_module
+from latentd.learning.learner import Learner
+from latentd.learning.trainer import Trainer
+from latentd.replay.journal import Journal
+from latentd.replay.records import Entry
+from lessons import WAIT_S, running_journal, teach
+from pupils import Witness, answers, make_learner, make_trainer, running_learner, taught
+
+FIRST = [[("cat", number), ("dog", number)] for number in range(25)]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with running_journal(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner_module, "RESTART_S", 0.01)
+
+
+class Broken(Trainer):
+    """Dies in a certain request, as often as `deaths` says."""
+
+    deaths: List[int]
+    at_seq = 0
+
+    def take(self, batch: Sequence[Entry]) -> Iterator[int]:
+        if batch[0].seq >= self.at_seq and self.deaths[0] > 0:
+            self.deaths[0] -= 1
+            raise ZeroDivisionError("injected")
+        yield from super().take(batch)
+
+
+class Gated(Trainer):
+    """Waits inside every request until a test lets it go on; `steps` of them each."""
+
+    gate: threading.Event
+    entered: threading.Event
+    steps = 1
+
+    def take(self, batch: Sequence[Entry]) -> Iterator[int]:
+        for _ in range(self.steps):
+            self.entered.set()
+            assert self.gate.wait(WAIT_S)
+            yield 0
+        yield from super().take(batch)
+
+
+def made(kind: Callable[..., Any], **attributes: Any) -> Callable[[], Any]:
+    """A maker of trainers of this kind."""
+
+    def make() -> Any:
+        usual = make_trainer()
+        trainer = kind(usual._codec, usual._width, usual._settings)
+        for name, value in attributes.items():
+            setattr(trainer, name, value)
+        return trainer
+
+    return make
+
+
+def saved_versions(folder: Path) -> List[int]:
+    return [checkpoint.seq_of(path) for path in checkpoint.versions(folder / "versions")]
+
+
+# --- learning ---
+
+
+def test_a_new_class_is_answered_from_the_moment_its_learning_is_told(journal: Journal, tmp_path: Path) -> None:
+    with running_learner(journal, tmp_path) as learner:
+        assert learner.snapshot.labels == ()
+        taught(learner, journal, *FIRST)
+        for label in ("owl", "fox", "hen"):
+            taught(learner, journal, [(label, 0)])
+            assert answers(learner, label, [0]) == [label]
+        assert answers(learner, "cat", range(100, 110)) == ["cat"] * 10
+        assert journal.sample("s00000050").result(WAIT_S).state == "learned"
+        assert learner.snapshot.version == 28
+
+
+def test_waiting_for_what_is_learned_already_takes_no_time(journal: Journal, tmp_path: Path) -> None:
+    with running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, [("cat", 0)], [("cat", 1)])
+        assert learner.learned(1).done()
+        assert learner.learned(0).done()
+        assert not learner.learned(99).done()
+
+
+def test_what_was_taught_while_nobody_learned_is_learned_at_the_start(journal: Journal, tmp_path: Path) -> None:
+    for request in FIRST:
+        teach(journal, *request)
+    with running_learner(journal, tmp_path) as learner:
+        learner.learned(50).result(WAIT_S)
+        assert learner.snapshot.version == 25
+
+
+def test_an_entry_that_comes_between_reading_the_log_and_falling_asleep_is_not_slept_over(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries, late = journal.entries, [("cat", 1), ("cat", 2), ("cat", 3)]
+
+    def read(after_seq: int, limit: int) -> Future[List[Entry]]:
+        page = entries(after_seq, limit)
+        if not page.result(WAIT_S) and late:
+            teach(journal, late.pop())
+        return page
+
+    monkeypatch.setattr(journal, "entries", read)
+    with running_learner(journal, tmp_path) as learner:
+        teach(journal, ("cat", 0))
+        learner.learned(4).result(WAIT_S)
+        assert late == []
+
+
+def test_duplicates_and_unlabelled_images_move_the_watermark_and_make_no_version(journal: Journal, tmp_path: Path) -> None:
+    witness = Witness()
+    with running_learner(journal, tmp_path, observer=witness) as learner:
+        taught(learner, journal, [("cat", 0)])
+        seq = [teach(journal, ("cat", 0)), teach(journal, (None, 1))][-1][-1].seq
+        learner.learned(seq).result(WAIT_S)
+        assert (learner.snapshot.version, learner.status().watermark_seq, learner.status().lag_samples) == (1, 3, 0)
+        assert witness.causes == ["restored", "learned"]
+
+
+def test_a_new_name_is_answered_with_and_changes_nothing_else(journal: Journal, tmp_path: Path) -> None:
+    with running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, *FIRST)
+        before = learner.snapshot
+        journal.put_class("cat", "lynx").result(WAIT_S)
+        learner.learned(51).result(WAIT_S)
+        assert learner.snapshot.labels == ("lynx", "dog")
+        assert learner.snapshot.analytic.weight.tobytes() == before.analytic.weight.tobytes()
+        assert answers(learner, "cat", [200]) == ["lynx"]
+
+
+def test_prequential_accuracy_asks_before_it_teaches(journal: Journal, tmp_path: Path) -> None:
+    with running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, [("cat", 0)], [("dog", 0)], *FIRST[1:])
+        report = learner.accuracy()
+        assert report.prequential.count == 50
+        assert report.prequential.correct == 48, "the first of each class could not be known"
+        assert [(one.name, one.prequential.count) for one in report.per_class] == [("cat", 25), ("dog", 25)]
+
+
+def test_the_hold_out_is_reported_and_the_gate_says_what_it_did(tmp_path: Path) -> None:
+    with running_journal(tmp_path, holdout_every=3) as journal, running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, [pair for request in FIRST for pair in request], [("cat", 99)])
+        assert learner.accuracy().holdout.count == 16
+        assert learner.memory().used == 35
+        assert learner.memory().holdout_bytes > 0
+        assert learner.status().gate["holdout"] == 16
+        assert "too few" in learner.status().gate["reason"]
+
+
+# --- behaving ---
+
+
+def test_classify_goes_first_but_not_for_ever(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner_module, "YIELD_S", 0.02)
+    states: List[str] = []
+    started: List[Learner] = []
+
+    def busy() -> bool:
+        states.append(started[0].status().state)
+        return True
+
+    started.append(make_learner(journal, tmp_path, busy=busy))
+    started[0].start(WAIT_S)
+    taught(started[0], journal, [pair for request in FIRST for pair in request])
+    started[0].stop(WAIT_S)
+    assert "yielding" in states
+    assert started[0].snapshot.version == 1
+
+
+def test_it_does_not_wait_when_nobody_classifies(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner_module, "YIELD_S", WAIT_S * 100)
+    with running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, [pair for request in FIRST for pair in request])
+        assert learner.status().steps > 1
+        assert learner.status().last_step_s is not None
+
+
+def test_the_status_says_how_far_behind_it_is(journal: Journal, tmp_path: Path) -> None:
+    gate, entered = threading.Event(), threading.Event()
+    times = [0.0]
+    records = [teach(journal, *request) for request in FIRST[:4]]
+    began = records[0][0].taught_at
+    gated = made(Gated, gate=gate, entered=entered)
+    with running_learner(journal, tmp_path, make=gated, clock=lambda: times[0]) as learner:
+        assert entered.wait(WAIT_S)
+        times[0] = began + 12.5
+        status = learner.status()
+        assert (status.state, status.lag_samples, status.watermark_seq) == ("learning", 8, 0)
+        assert status.lag_s == pytest.approx(12.5)
+        gate.set()
+        learner.learned(8).result(WAIT_S)
+        status = learner.status()
+        assert (status.lag_samples, status.lag_s, status.watermark_seq) == (0, 0.0, 8)
+
+
+def test_what_the_memory_gives_up_leaves_the_disk_only_with_the_next_version(journal: Journal, tmp_path: Path) -> None:
+    witness = Witness()
+    with running_learner(journal, tmp_path, make=lambda: make_trainer(slots=10), observer=witness) as learner:
+        taught(learner, journal, *FIRST[:10])
+        assert (witness.evictions, learner.memory().evictions, learner.memory().used) == (10, 10, 10)
+        assert {record.state for record in journal.samples(None, 99).result(WAIT_S)[0]} == {"learned"}
+    states = [record.state for record in journal.samples(None, 99).result(WAIT_S)[0]]
+    assert (states.count("evicted"), states.count("learned")) == (10, 10)
+    assert saved_versions(tmp_path) == [20]
+
+
+# --- saving ---
+
+
+def test_it_saves_after_a_while_and_not_after_every_request(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = threading.Event()
+    write = checkpoint.write
+
+    def noted(*arguments: Any) -> Path:
+        path = write(*arguments)
+        saved.set()
+        return path
+
+    monkeypatch.setattr(checkpoint, "write", noted)
+    with running_learner(journal, tmp_path, checkpoint_s=3600.0) as learner:
+        taught(learner, journal, *FIRST[:5])
+        assert not saved.is_set()
+    assert saved_versions(tmp_path) == [10]
+    saved.clear()
+    with running_learner(journal, tmp_path, checkpoint_s=0.05) as learner:
+        taught(learner, journal, *FIRST[5:7])
+        assert saved.wait(WAIT_S), "nothing more came, and yet it saves"
+
+
+def test_a_full_disk_is_told_and_tried_again_while_learning_goes_on(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries, full, again = [0], [True], threading.Event()
+    write = checkpoint.write
+
+    def refusing(*arguments: Any) -> Path:
+        tries[0] += 1
+        if full[0]:
+            raise LearnerError("no room for version")
+        path = write(*arguments)
+        again.set()
+        return path
+
+    monkeypatch.setattr(checkpoint, "write", refusing)
+    monkeypatch.setattr(keeper, "RETRY_S", 3600.0)
+    with running_learner(journal, tmp_path, checkpoint_s=0.0) as learner:
+        taught(learner, journal, *FIRST[:8])
+        assert learner.status().reason == "no room for version"
+        assert tries[0] == 1, "not tried in a hot loop"
+        assert learner.snapshot.version == 8
+        assert learner.status().deaths == 0
+        full[0] = False
+        monkeypatch.setattr(keeper, "RETRY_S", 0.0)
+    assert saved_versions(tmp_path) == [16]
+    full[0] = True
+    again.clear()
+    with running_learner(journal, tmp_path, checkpoint_s=0.0) as learner:
+        taught(learner, journal, FIRST[8])
+        full[0] = False
+        assert again.wait(WAIT_S), "it is saved though nothing more is taught"
+    assert saved_versions(tmp_path)[-1] == 18
+
+
+def test_a_journal_that_cannot_be_read_for_a_while_is_waited_for(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries, failures, reasons = journal.entries, [JournalError("no disk"), Overloaded("queue full"), JournalError("no disk")], []
+
+    def read(after_seq: int, limit: int) -> Future[List[Entry]]:
+        if not failures:
+            return entries(after_seq, limit)
+        future: Future[List[Entry]] = Future()
+        future.set_exception(failures.pop())
+        reasons.append(learner.status().reason)
+        return future
+
+    learner = make_learner(journal, tmp_path)
+    monkeypatch.setattr(journal, "entries", read)
+    learner.start(WAIT_S)
+    taught(learner, journal, *FIRST[:2])
+    assert reasons == [None, "no disk", "queue full"]
+    assert (learner.status().reason, learner.status().deaths) == (None, 0)
+    learner.stop(WAIT_S)
+
+
+# --- stopping ---
+
+
+def test_stopping_in_a_long_backlog_is_prompt_and_goes_on_where_it_was(journal: Journal, tmp_path: Path) -> None:
+    for request in FIRST:
+        teach(journal, *request)
+    gate, entered = threading.Event(), threading.Event()
+    learner = make_learner(journal, tmp_path, make=made(Gated, gate=gate, entered=entered))
+    waiter = learner.learned(50)
+    learner.start(WAIT_S)
+    assert entered.wait(WAIT_S)
+    stopper = threading.Thread(target=learner.stop, args=(WAIT_S,))
+    stopper.start()
+    assert learner._stop.wait(WAIT_S)
+    gate.set()
+    stopper.join(WAIT_S)
+    assert learner.status().state == "stopped"
+    assert saved_versions(tmp_path) == [2], "the request in hand was learned to its end"
+    for future in (waiter, learner.learned(50)):
+        with pytest.raises(LearnerError, match="stopping"):
+            future.result(WAIT_S)
+    assert learner.learned(2).exception(WAIT_S) is not None
+    with running_learner(journal, tmp_path) as after:
+        after.learned(50).result(WAIT_S)
+        assert after.snapshot.version == 25
+
+
+def test_stopping_in_a_request_that_takes_too_long_saves_nothing_half_learned(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, *FIRST[:3])
+    teach(journal, *FIRST[3])
+    monkeypatch.setattr(learner_module, "FINISH_S", 0.0)
+    gate, entered = threading.Event(), threading.Event()
+    learner = make_learner(journal, tmp_path, make=made(Gated, gate=gate, entered=entered, steps=10**6))
+    learner.start(WAIT_S)
+    assert entered.wait(WAIT_S)
+    stopper = threading.Thread(target=learner.stop, args=(WAIT_S,))
+    stopper.start()
+    assert learner._stop.wait(WAIT_S)
+    gate.set()
+    stopper.join(WAIT_S)
+    assert learner.status().state == "stopped"
+    assert saved_versions(tmp_path) == [6]
+    with running_learner(journal, tmp_path) as after:
+        after.learned(8).result(WAIT_S)
+        assert after.snapshot.version == 4
+
+
+# --- dying ---
+
+
+def test_a_death_costs_nothing_but_time_and_answers_never_go_back(journal: Journal, tmp_path: Path) -> None:
+    versions, deaths = [0], [0]
+    learner = make_learner(journal, tmp_path, make=made(Broken, deaths=deaths, at_seq=21))
+    learner._observer.published = lambda cause: versions.append(learner.snapshot.version)  # type: ignore[method-assign]
+    learner.start(WAIT_S)
+    taught(learner, journal, *FIRST[:10])
+    deaths[0] = 1
+    taught(learner, journal, *FIRST[10:])
+    assert learner.status().deaths == 1
+    assert versions == sorted(versions)
+    assert (learner.snapshot.version, learner.accuracy().prequential.count) == (25, 50)
+    learner.stop(WAIT_S)
+    with running_journal(tmp_path / "other") as other, running_learner(other, tmp_path / "other") as calm:
+        taught(calm, other, *FIRST)
+        assert calm.snapshot.analytic.weight.tobytes() == learner.snapshot.analytic.weight.tobytes()
+        assert calm.accuracy().prequential == learner.accuracy().prequential
+
+
+def test_after_three_deaths_it_stays_down_and_the_last_snapshot_serves(journal: Journal, tmp_path: Path) -> None:
+    with running_learner(journal, tmp_path, make=made(Broken, deaths=[10**9], at_seq=11)) as learner:
+        taught(learner, journal, *FIRST[:5])
+        before = learner.snapshot
+        waiter = learner.learned(teach(journal, *FIRST[5])[-1].seq)
+        with pytest.raises(LearnerError, match="died 3 times"):
+            waiter.result(WAIT_S)
+        with pytest.raises(LearnerError, match="died 3 times"):
+            learner.learned(1).result(0)
+        status = learner.status()
+        assert (status.state, status.deaths, status.watermark_seq, status.lag_samples) == ("failed", 3, 10, 2)
+        assert "died 3 times" in str(status.reason)
+        assert learner.snapshot is before
+        assert answers(learner, "cat", [77]) == ["cat"]
+    assert learner.status().state == "failed"
+
+
+def test_a_learner_that_cannot_begin_lets_the_daemon_start(journal: Journal, tmp_path: Path) -> None:
+    def broken() -> Trainer:
+        raise ZeroDivisionError("injected")
+
+    learner = make_learner(journal, tmp_path, make=broken)
+    learner.start(WAIT_S)
+    assert (learner.status().state, learner.snapshot.version) == ("failed", 0)
+    learner.stop(WAIT_S)
+
+
+def test_a_configuration_that_cannot_work_is_told_at_the_start(journal: Journal, tmp_path: Path) -> None:
+    learner = make_learner(journal, tmp_path, make=lambda: make_trainer(slots=0))
+    with pytest.raises(ConfigError, match="holds no latent"):
+        learner.start(WAIT_S)
+    assert learner.status().state == "failed"
+    learner.stop(WAIT_S)
+
+
+def test_a_caller_that_gives_up_waiting_harms_nobody(journal: Journal, tmp_path: Path) -> None:
+    gate, entered = threading.Event(), threading.Event()
+    with running_learner(journal, tmp_path, make=made(Gated, gate=gate, entered=entered)) as learner:
+        teach(journal, *FIRST[0])
+        assert entered.wait(WAIT_S)
+        assert learner.learned(2).cancel()
+        gate.set()
+        taught(learner, journal, FIRST[1])
+        assert learner.status().deaths == 0
+
+
+# --- another journal ---
+
+
+def test_versions_of_another_journal_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    with running_journal(tmp_path) as journal, running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, *FIRST)
+    for path in tmp_path.glob("journal.sqlite*"):
+        path.unlink()
+    with running_journal(tmp_path) as journal, running_learner(journal, tmp_path) as learner:
+        assert learner.snapshot.labels == ()
+        taught(learner, journal, [("owl", 0)])
+        assert answers(learner, "cat", [0]) == ["owl"]
+        shutil.rmtree(tmp_path / "versions", ignore_errors=True)
