@@ -31,12 +31,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="out/elpv.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--four-class-seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     cache_dir = config.load(os.environ, {}).cache_dir
     checkpoints.pull(cache_dir, progress=console.print)
     cells = elpv_cells.load(cache_dir)
     two = [_two_classes(cells, seed) for seed in arguments.seeds]
-    four = [_four_classes(cells, seed) for seed in arguments.seeds]
+    four = [_four_classes(cells, seed) for seed in arguments.four_class_seeds]
     accuracies = [run["accuracy"] for run in two]
     result = {
         "machine": harness.machine(),

@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 import numpy as np
 from numpy.typing import NDArray
 
+from latentd.learning import checkpoint
 from latentd.learning.learner import Learner, LearnerSettings
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.journal import Journal
@@ -120,3 +121,51 @@ def assert_same_predictions(one: Dict[str, NDArray[np.float64]], other: Dict[str
     assert sorted(one) == sorted(other)
     for label, probabilities in one.items():
         np.testing.assert_allclose(probabilities, other[label], atol=1e-5)
+
+
+# --- learners that misbehave ---
+
+
+class Broken(Trainer):
+    """Dies in a certain request, as often as `deaths` says."""
+
+    deaths: List[int]
+    at_seq = 0
+
+    def take(self, batch: Sequence[Entry]) -> Iterator[int]:
+        if batch[0].seq >= self.at_seq and self.deaths[0] > 0:
+            self.deaths[0] -= 1
+            raise ZeroDivisionError("injected")
+        yield from super().take(batch)
+
+
+class Gated(Trainer):
+    """Waits inside every request until a test lets it go on; `steps` of them each."""
+
+    gate: threading.Event
+    entered: threading.Event
+    steps = 1
+
+    def take(self, batch: Sequence[Entry]) -> Iterator[int]:
+        for _ in range(self.steps):
+            self.entered.set()
+            assert self.gate.wait(WAIT_S)
+            yield 0
+        yield from super().take(batch)
+
+
+def made(kind: Callable[..., Any], **attributes: Any) -> Callable[[], Any]:
+    """A maker of trainers of this kind."""
+
+    def make() -> Any:
+        usual = make_trainer()
+        trainer = kind(usual._codec, usual._width, usual._settings)
+        for name, value in attributes.items():
+            setattr(trainer, name, value)
+        return trainer
+
+    return make
+
+
+def saved_versions(folder: Path) -> List[int]:
+    return [checkpoint.seq_of(path) for path in checkpoint.versions(folder / "versions")]

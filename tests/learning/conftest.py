@@ -9,6 +9,7 @@ from typing import Callable, Iterator
 
 import pytest
 
+from latentd.learning import learner as learner_module
 from latentd.replay.journal import Journal
 from lessons import running_journal
 
@@ -19,3 +20,16 @@ def new_journal(tmp_path: Path) -> Iterator[Callable[..., Journal]]:
     numbers = itertools.count()
     with ExitStack() as stack:
         yield lambda **changes: stack.enter_context(running_journal(tmp_path / str(next(numbers)), **changes))
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """One in the test's own folder."""
+    with running_journal(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learner that died, or could not read, tries again at once."""
+    monkeypatch.setattr(learner_module, "RESTART_S", 0.01)

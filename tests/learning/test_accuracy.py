@@ -7,7 +7,7 @@ import math
 from typing import Tuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentd.learning.accuracy import EMPTY, RECENT, Prequential, Score, report
@@ -27,6 +27,7 @@ def test_the_interval_is_wilsons(correct: int, count: int, low: float, high: flo
     assert Score(correct, count).high == pytest.approx(high, abs=5e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**6).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
 def test_the_interval_holds_the_ratio_and_stays_between_zero_and_one(pair: Tuple[int, int]) -> None:
     score = Score(*pair)

@@ -65,6 +65,13 @@ def test_a_head_that_repairs_much_and_breaks_a_little_too_much_is_kept_out() -> 
     assert (verdict.answers == TRUTH).sum() == 70
 
 
+def test_a_gain_that_chance_may_have_given_lets_nobody_in() -> None:
+    analytic, some = floor(wrong=2)
+    verdict = judge(analytic, opinion(wrong_on=()), some, TRUTH)
+    assert (verdict.weight, verdict.reason) == (0.0, "kept out: hold-out 100 against 98 right of 100, 0 negative flips")
+    assert (verdict.answers == TRUTH).sum() == 98
+
+
 def test_two_in_a_hundred_may_flip() -> None:
     analytic, some = floor(wrong=30)
     assert judge(analytic, opinion(wrong_on=(98, 99)), some, TRUTH).weight > 0

@@ -1,82 +1,25 @@
-"""The learner thread: learns what the journal has, answers at once, and outlives what breaks."""
+"""The learner thread: learns what the journal has, answers at once, and saves no more than it must."""
 
 from __future__ import annotations
 
-import shutil
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Sequence
+from typing import Any, List
 
 import pytest
 
-from latentd.errors import ConfigError, JournalError, LearnerError, Overloaded
+from latentd.errors import JournalError, LearnerError, Overloaded
 from latentd.learning import checkpoint, keeper
 from latentd.learning import learner as learner_module
 from latentd.learning.learner import Learner
-from latentd.learning.trainer import Trainer
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
 from lessons import WAIT_S, running_journal, teach
-from pupils import Witness, answers, make_learner, make_trainer, running_learner, taught
+from pupils import Gated, Witness, answers, made, make_learner, make_trainer, running_learner, saved_versions, taught
 
+pytestmark = pytest.mark.usefixtures("quick_restarts")
 FIRST = [[("cat", number), ("dog", number)] for number in range(25)]
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with running_journal(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner_module, "RESTART_S", 0.01)
-
-
-class Broken(Trainer):
-    """Dies in a certain request, as often as `deaths` says."""
-
-    deaths: List[int]
-    at_seq = 0
-
-    def take(self, batch: Sequence[Entry]) -> Iterator[int]:
-        if batch[0].seq >= self.at_seq and self.deaths[0] > 0:
-            self.deaths[0] -= 1
-            raise ZeroDivisionError("injected")
-        yield from super().take(batch)
-
-
-class Gated(Trainer):
-    """Waits inside every request until a test lets it go on; `steps` of them each."""
-
-    gate: threading.Event
-    entered: threading.Event
-    steps = 1
-
-    def take(self, batch: Sequence[Entry]) -> Iterator[int]:
-        for _ in range(self.steps):
-            self.entered.set()
-            assert self.gate.wait(WAIT_S)
-            yield 0
-        yield from super().take(batch)
-
-
-def made(kind: Callable[..., Any], **attributes: Any) -> Callable[[], Any]:
-    """A maker of trainers of this kind."""
-
-    def make() -> Any:
-        usual = make_trainer()
-        trainer = kind(usual._codec, usual._width, usual._settings)
-        for name, value in attributes.items():
-            setattr(trainer, name, value)
-        return trainer
-
-    return make
-
-
-def saved_versions(folder: Path) -> List[int]:
-    return [checkpoint.seq_of(path) for path in checkpoint.versions(folder / "versions")]
 
 
 # --- learning ---
@@ -300,135 +243,3 @@ def test_a_journal_that_cannot_be_read_for_a_while_is_waited_for(journal: Journa
     assert reasons == [None, "no disk", "queue full"]
     assert (learner.status().reason, learner.status().deaths) == (None, 0)
     learner.stop(WAIT_S)
-
-
-# --- stopping ---
-
-
-def test_stopping_in_a_long_backlog_is_prompt_and_goes_on_where_it_was(journal: Journal, tmp_path: Path) -> None:
-    for request in FIRST:
-        teach(journal, *request)
-    gate, entered = threading.Event(), threading.Event()
-    learner = make_learner(journal, tmp_path, make=made(Gated, gate=gate, entered=entered))
-    waiter = learner.learned(50)
-    learner.start(WAIT_S)
-    assert entered.wait(WAIT_S)
-    stopper = threading.Thread(target=learner.stop, args=(WAIT_S,))
-    stopper.start()
-    assert learner._stop.wait(WAIT_S)
-    gate.set()
-    stopper.join(WAIT_S)
-    assert learner.status().state == "stopped"
-    assert saved_versions(tmp_path) == [2], "the request in hand was learned to its end"
-    for future in (waiter, learner.learned(50)):
-        with pytest.raises(LearnerError, match="stopping"):
-            future.result(WAIT_S)
-    assert learner.learned(2).exception(WAIT_S) is not None
-    with running_learner(journal, tmp_path) as after:
-        after.learned(50).result(WAIT_S)
-        assert after.snapshot.version == 25
-
-
-def test_stopping_in_a_request_that_takes_too_long_saves_nothing_half_learned(
-    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running_learner(journal, tmp_path) as learner:
-        taught(learner, journal, *FIRST[:3])
-    teach(journal, *FIRST[3])
-    monkeypatch.setattr(learner_module, "FINISH_S", 0.0)
-    gate, entered = threading.Event(), threading.Event()
-    learner = make_learner(journal, tmp_path, make=made(Gated, gate=gate, entered=entered, steps=10**6))
-    learner.start(WAIT_S)
-    assert entered.wait(WAIT_S)
-    stopper = threading.Thread(target=learner.stop, args=(WAIT_S,))
-    stopper.start()
-    assert learner._stop.wait(WAIT_S)
-    gate.set()
-    stopper.join(WAIT_S)
-    assert learner.status().state == "stopped"
-    assert saved_versions(tmp_path) == [6]
-    with running_learner(journal, tmp_path) as after:
-        after.learned(8).result(WAIT_S)
-        assert after.snapshot.version == 4
-
-
-# --- dying ---
-
-
-def test_a_death_costs_nothing_but_time_and_answers_never_go_back(journal: Journal, tmp_path: Path) -> None:
-    versions, deaths = [0], [0]
-    learner = make_learner(journal, tmp_path, make=made(Broken, deaths=deaths, at_seq=21))
-    learner._observer.published = lambda cause: versions.append(learner.snapshot.version)  # type: ignore[method-assign]
-    learner.start(WAIT_S)
-    taught(learner, journal, *FIRST[:10])
-    deaths[0] = 1
-    taught(learner, journal, *FIRST[10:])
-    assert learner.status().deaths == 1
-    assert versions == sorted(versions)
-    assert (learner.snapshot.version, learner.accuracy().prequential.count) == (25, 50)
-    learner.stop(WAIT_S)
-    with running_journal(tmp_path / "other") as other, running_learner(other, tmp_path / "other") as calm:
-        taught(calm, other, *FIRST)
-        assert calm.snapshot.analytic.weight.tobytes() == learner.snapshot.analytic.weight.tobytes()
-        assert calm.accuracy().prequential == learner.accuracy().prequential
-
-
-def test_after_three_deaths_it_stays_down_and_the_last_snapshot_serves(journal: Journal, tmp_path: Path) -> None:
-    with running_learner(journal, tmp_path, make=made(Broken, deaths=[10**9], at_seq=11)) as learner:
-        taught(learner, journal, *FIRST[:5])
-        before = learner.snapshot
-        waiter = learner.learned(teach(journal, *FIRST[5])[-1].seq)
-        with pytest.raises(LearnerError, match="died 3 times"):
-            waiter.result(WAIT_S)
-        with pytest.raises(LearnerError, match="died 3 times"):
-            learner.learned(1).result(0)
-        status = learner.status()
-        assert (status.state, status.deaths, status.watermark_seq, status.lag_samples) == ("failed", 3, 10, 2)
-        assert "died 3 times" in str(status.reason)
-        assert learner.snapshot is before
-        assert answers(learner, "cat", [77]) == ["cat"]
-    assert learner.status().state == "failed"
-
-
-def test_a_learner_that_cannot_begin_lets_the_daemon_start(journal: Journal, tmp_path: Path) -> None:
-    def broken() -> Trainer:
-        raise ZeroDivisionError("injected")
-
-    learner = make_learner(journal, tmp_path, make=broken)
-    learner.start(WAIT_S)
-    assert (learner.status().state, learner.snapshot.version) == ("failed", 0)
-    learner.stop(WAIT_S)
-
-
-def test_a_configuration_that_cannot_work_is_told_at_the_start(journal: Journal, tmp_path: Path) -> None:
-    learner = make_learner(journal, tmp_path, make=lambda: make_trainer(slots=0))
-    with pytest.raises(ConfigError, match="holds no latent"):
-        learner.start(WAIT_S)
-    assert learner.status().state == "failed"
-    learner.stop(WAIT_S)
-
-
-def test_a_caller_that_gives_up_waiting_harms_nobody(journal: Journal, tmp_path: Path) -> None:
-    gate, entered = threading.Event(), threading.Event()
-    with running_learner(journal, tmp_path, make=made(Gated, gate=gate, entered=entered)) as learner:
-        teach(journal, *FIRST[0])
-        assert entered.wait(WAIT_S)
-        assert learner.learned(2).cancel()
-        gate.set()
-        taught(learner, journal, FIRST[1])
-        assert learner.status().deaths == 0
-
-
-# --- another journal ---
-
-
-def test_versions_of_another_journal_are_not_taken_for_its_own(tmp_path: Path) -> None:
-    with running_journal(tmp_path) as journal, running_learner(journal, tmp_path) as learner:
-        taught(learner, journal, *FIRST)
-    for path in tmp_path.glob("journal.sqlite*"):
-        path.unlink()
-    with running_journal(tmp_path) as journal, running_learner(journal, tmp_path) as learner:
-        assert learner.snapshot.labels == ()
-        taught(learner, journal, [("owl", 0)])
-        assert answers(learner, "cat", [0]) == ["owl"]
-        shutil.rmtree(tmp_path / "versions", ignore_errors=True)

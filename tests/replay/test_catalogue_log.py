@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import pytest
 
 from latentd.errors import BudgetFull, Conflict, SampleNotFound
 from latentd.replay.catalogue import KEY_LIFETIME_S, PRUNE_AGAIN_S, Catalogue
 from latentd.replay.records import ClassRecord, Idempotency
+from latentd.replay.store import Store
 from lessons import CODE_BYTES, limits, sample
 from shelf import LEARNED, Shelf
 
@@ -24,6 +25,22 @@ def test_the_log_gives_whole_requests_with_their_latents(shelf: Shelf) -> None:
     assert [entry.code for entry in entries] == [sample("cat", number).code for number in range(8)]
     assert [(entry.seq, entry.code is None) for entry in shelf.catalogue.entries(8, 3)] == [(9, False), (10, True)]
     assert shelf.catalogue.entries(10, 3) == []
+
+
+def test_a_page_of_the_log_reads_no_more_latents_than_it_gives(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(40):
+        shelf.teach(("cat", number))
+    read: List[str] = []
+    select = Store._select
+
+    def noted(self: Store, query: str, arguments: Tuple[Any, ...] = ()) -> Iterator[Tuple[Any, ...]]:
+        for row in select(self, query, arguments):
+            read.append(str(row[0]))
+            yield row
+
+    monkeypatch.setattr(Store, "_select", noted)
+    assert len(shelf.catalogue.entries(10, 5)) == 5
+    assert [key for key in read if key.startswith("l/")] == [f"l/{seq:012d}" for seq in range(11, 16)]
 
 
 def test_the_log_tells_the_class_at_its_time_and_the_class_before(shelf: Shelf) -> None:

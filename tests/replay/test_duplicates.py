@@ -6,7 +6,7 @@ from typing import Dict, List, Tuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -72,6 +72,7 @@ def test_a_forgotten_class_has_no_candidates() -> None:
 Steps = List[Tuple[int, int, int]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 7)), max_size=60), st.integers(0, 7))
 def test_it_agrees_with_a_search_through_everything(steps: Steps, probe: int) -> None:
     """steps: (act, class, kind of picture); act 0 removes the oldest of the class, the others add."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Set
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlitedict import SqliteMultithread
 
@@ -106,6 +106,7 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     opened.close()
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 30)), st.integers(0, 30), st.integers(0, 30), st.integers(-1, 10))
 def test_a_scan_gives_what_lies_between_its_bounds_in_order(
     shared_store: Store, numbers: Set[int], after: int, before: int, limit: int

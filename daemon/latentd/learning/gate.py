@@ -1,4 +1,7 @@
-"""The gate: a trained head takes part in answers only where the hold-out finds it no worse than the floor.
+"""The gate: a trained head takes part in answers only where the hold-out finds it better than the floor beyond chance.
+
+A candidate that merely looks no worse on a hundred samples is, on average, worse: on ELPV validation splits letting it in cost 0.6 point. So
+its gain must pass a one-sided sign test on the answers that change (McNemar 1947).
 
 Also calibrates what the answers say of themselves: the temperature of the analytic scores and the weight of the trained head, both on
 hold-out samples that neither was trained on. Pure functions of the hold-out, so the same log publishes the same version.
@@ -18,6 +21,7 @@ from latentd.learning.snapshot import blend, softmax
 
 MIN_HOLDOUT = 30  # fewer hold-out samples decide nothing: the floor answers alone
 MAX_NEGATIVE_FLIPS = 0.02  # of the hold-out: right answers of the floor that the candidate gets wrong
+CHANCE_Z = 1.64  # standard deviations of a fair coin that the net gain must pass: 5 % one-sided
 DEFAULT_TEMPERATURE = 1.5
 SURE_NATS = 8.0  # without a hold-out: the mean of a class wins over another class by this much, however few samples make it look far
 _TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -55,7 +59,8 @@ def judge(analytic: LinearHead, trained: Optional[TrainedHead], features: NDArra
     right = answers == columns
     flips = int((floor_right & ~right).sum())
     numbers = f"hold-out {int(right.sum())} against {int(floor_right.sum())} right of {count}, {flips} negative flips"
-    if right.sum() < floor_right.sum() or flips > MAX_NEGATIVE_FLIPS * count:
+    gains = int((right & ~floor_right).sum())
+    if gains - flips <= CHANCE_Z * (gains + flips) ** 0.5 or flips > MAX_NEGATIVE_FLIPS * count:
         return Verdict(temperature, 0.0, f"kept out: {numbers}", count, int(floor_right.sum()), int(right.sum()), flips, floor_answers)
     return Verdict(temperature, weight, f"takes part: {numbers}", count, int(floor_right.sum()), int(right.sum()), flips, answers)
 
