@@ -1,7 +1,7 @@
 """The gate: a trained head takes part in answers only where the hold-out finds it better than the floor beyond chance.
 
-A candidate that merely looks no worse on a hundred samples is, on average, worse: on ELPV validation splits letting it in cost 0.6 point. So
-its gain must pass a one-sided sign test on the answers that change (McNemar 1947).
+A candidate that merely looks no worse on a hundred samples is, on average, worse: on ELPV validation splits, letting it in cost 0.6 point.
+So its gain must pass a one-sided sign test on the answers that change (McNemar 1947).
 
 Also calibrates what the answers say of themselves: the temperature of the analytic scores and the weight of the trained head, both on
 hold-out samples that neither was trained on. Pure functions of the hold-out, so the same log publishes the same version.

@@ -6,16 +6,18 @@ Runs once, on the main thread; takes seconds.
 from __future__ import annotations
 
 import functools
+import logging
 import time
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Tuple
 
 from latentd.config import Config
 from latentd.energy.ledger import EnergyLedger
 from latentd.energy.meter_thread import MeterThread
 from latentd.engines.choose import choose
 from latentd.engines.stage import StageSpec, stage_spec
-from latentd.errors import ConfigError
+from latentd.errors import ConfigError, LatentdError
 from latentd.learning.learner import Learner, LearnerSettings
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.catalogue import JournalLimits
@@ -31,6 +33,9 @@ from latentd.vision import checkpoints, images
 from latentd.vision.probe import probe_images
 
 STOP_S = 30.0  # how long one part may take to end
+CATCH_UP_S = 30.0  # how long serving waits for what was taught after the last checkpoint
+
+log = logging.getLogger(__name__)
 
 
 def build(config: Config, on_death: Callable[[BaseException], None], until_stop: ExitStack) -> Parts:
@@ -115,7 +120,7 @@ def _require_same_latents(journal: Journal, config: Config, spec: StageSpec, cod
         )
 
 
-def _energy(config: Config, journal: Journal, until_stop: ExitStack) -> tuple[EnergyLedger, MeterThread]:
+def _energy(config: Config, journal: Journal, until_stop: ExitStack) -> Tuple[EnergyLedger, MeterThread]:
     """The ledger goes on from the totals of the run before, and leaves its own."""
     carried = journal.counters("energy").result(STOP_S)
     ledger = EnergyLedger(period_s=config.energy.period_s, gap_s=config.energy.gap_s, carried=carried)
@@ -157,4 +162,13 @@ def _learner(
     )
     until_stop.callback(learner.stop, STOP_S)
     learner.start()
+    _catch_up(journal, learner)
     return learner
+
+
+def _catch_up(journal: Journal, learner: Learner) -> None:
+    """What was acknowledged before a crash takes part in the first answer; a learner that is down or slow must not keep serving down."""
+    try:
+        learner.learned(journal.status().head_seq).result(CATCH_UP_S)
+    except (LatentdError, FutureTimeoutError):
+        log.warning("serving starts %d samples behind what was taught; the learner goes on", learner.status().lag_samples)
