@@ -106,13 +106,13 @@ def _teach(daemon: harness.DaemonProcess, course: Course, module: str, seen: Seq
                 progress.update(task, note=_watch(daemon, course, seen))
                 watching += time.perf_counter()
     taught_s = time.perf_counter() - started - watching
-    daemon.wait_until_learned()
     _watch(daemon, course, seen)
     console.print(f"{len(todo) / taught_s:.1f} images per second taught, each on disk before its answer")
 
 
 def _watch(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str]) -> str:
     """A point of the curve, and its words for the progress bar."""
+    daemon.wait_until_learned()
     point: Dict[str, Optional[float]] = {"mono": None, "poly": None}
     for module in seen:
         held = course.of(course.held, module)

@@ -69,7 +69,7 @@ class DaemonProcess:
         decisions: List[str] = []
         for start in range(0, len(photos), BATCH):
             files = [("image", (f"{index}.png", photo, "image/png")) for index, photo in enumerate(photos[start : start + BATCH])]
-            decisions += [result["predictions"][0]["label"] for result in _results(self.client.post("/v1/classify", files=files))]
+            decisions += [result["decision"] for result in _results(self.client.post("/v1/classify", files=files))]
         return decisions
 
     def get(self, path: str) -> Dict[str, Any]:
