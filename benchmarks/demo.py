@@ -27,8 +27,8 @@ from latentd.errors import LatentdError
 from latentd.vision import checkpoints
 
 SEED = 0
-WATCHED = 96  # held-out photographs asked again and again for the curve
-CURVE_EVERY = 300  # taught photographs between two points of the curve
+WATCHED = 64  # held-out photographs asked again and again for the curve
+CURVE_EVERY = 450  # taught photographs between two points of the curve
 console = Console()
 
 
