@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 .PHONY: help demo run test test-browser check bench-elpv bench-nicv2 bench-serving clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo "PYTHON=$(PYTHON) names the Python, VENV=$(VENV) the environment, OUT=$(OUT) the results, ARGS= further arguments."
 
 demo: $(STAMP) ## teach it real photographs, ask it, kill it, ask it again; writes a plot
