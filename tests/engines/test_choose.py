@@ -74,13 +74,14 @@ class Wrong:
     """An OnnxStage whose answers were tampered with."""
 
     name = "onnxruntime-cpu"
+    lanes = 1
 
     def __init__(self, spec: StageSpec, *_: Any) -> None:
         self.spec = spec
         self.is_open = True
         opened.append(self)
 
-    def encode(self, pixels: Any, tokens: bool = False) -> Encoded:
+    def encode(self, pixels: Any, tokens: bool = False, shared: bool = False) -> Encoded:
         right = reference_stage[0].encode(pixels, tokens)
         features, after = right.features.copy(), right.tokens.copy() if right.tokens is not None else None
         tamper[0](features, after)
@@ -154,7 +155,7 @@ def test_an_engine_that_is_wrong_only_for_a_full_batch_is_noticed(tmp_path: Path
     reference = answer(right, probe_images(tiny.SIZE))
 
     class Batched(Wrong):
-        def encode(self, pixels: Any, tokens: bool = False) -> Encoded:
+        def encode(self, pixels: Any, tokens: bool = False, shared: bool = False) -> Encoded:
             found = right.encode(pixels, tokens)
             return found if len(pixels) == 1 else Encoded(found.features[::-1].copy(), found.tokens)
 
@@ -168,7 +169,7 @@ def test_an_engine_that_is_wrong_only_for_a_single_image_is_noticed(tmp_path: Pa
     reference = answer(right, probe_images(tiny.SIZE))
 
     class Single(Wrong):
-        def encode(self, pixels: Any, tokens: bool = False) -> Encoded:
+        def encode(self, pixels: Any, tokens: bool = False, shared: bool = False) -> Encoded:
             found = right.encode(pixels, tokens)
             return Encoded(-found.features, found.tokens) if len(pixels) == 1 else found
 
@@ -259,6 +260,14 @@ def test_the_number_of_threads_reaches_onnx_runtime(tmp_path: Path) -> None:
     stage = chosen(tmp_path, engine__threads=1).stage
     assert isinstance(stage, OnnxStage)
     assert stage._session.get_session_options().intra_op_num_threads == 1
+
+
+def test_an_image_in_a_lane_gets_the_answer_that_it_gets_alone(tmp_path: Path) -> None:
+    stage = chosen(tmp_path, engine__threads=2).stage
+    assert stage.lanes == 2
+    alone, in_a_lane = (stage.encode(tiny.pixels(1), tokens=True, shared=shared) for shared in (False, True))
+    np.testing.assert_allclose(alone.features, in_a_lane.features, atol=1e-5)
+    assert chosen(tmp_path, engine__threads=1).stage.lanes == 1
 
 
 def test_engines_are_named_after_their_devices() -> None:

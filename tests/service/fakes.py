@@ -56,8 +56,10 @@ class FakeStage:
     name = "fake"
     spec = SPEC
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: int = 1) -> None:
+        self.lanes = lanes
         self.batches: List[int] = []
+        self.shared: List[bool] = []
         self.thread_names: List[str] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -66,8 +68,9 @@ class FakeStage:
         self.poison: Optional[int] = None  # rows with this value in the first pixel give NaN
         self.closed = False
 
-    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False) -> Encoded:
+    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False, shared: bool = False) -> Encoded:
         self.batches.append(len(pixels))
+        self.shared.append(shared)
         self.thread_names.append(threading.current_thread().name)
         self.entered.set()
         assert self.gate.wait(WAIT_S), "the test never opened the gate"

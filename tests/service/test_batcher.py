@@ -48,7 +48,7 @@ def make(stage: FakeStage, ledger: EnergyLedger) -> Iterator[Make]:
     yield batcher
     stage.gate.set()
     for batcher_ in made:
-        if batcher_._thread.is_alive():
+        if any(thread.is_alive() for thread in batcher_._threads):
             batcher_.stop(WAIT_S)
 
 
@@ -212,7 +212,7 @@ def test_three_failed_runs_in_a_row_kill_the_thread_and_close_the_stage(make: Ma
         with pytest.raises(EngineError):
             results(put(batcher, 1))
     assert isinstance(deaths.get(timeout=WAIT_S), EngineError)
-    batcher._thread.join(WAIT_S)
+    batcher.stop(WAIT_S)
     assert stage.closed
     with pytest.raises(EngineError):
         batcher.reserve(1, Priority.CLASSIFY)
@@ -266,6 +266,47 @@ def test_busy_is_true_from_the_reservation_of_a_classify_image_to_its_answer(mak
     results([ticket])
     results(put(batcher, 1, Priority.LEARN))  # the thread has moved on
     assert not batcher.busy()
+
+
+def test_each_lane_takes_an_image_of_its_own_while_others_run(ledger: EnergyLedger) -> None:
+    stage = FakeStage(lanes=2)
+    batcher = Batcher(stage, ledger, Metrics(), max_batch=4, capacity=16, on_death=lambda death: None)
+    tickets = put(batcher, 5)  # before the threads start: all five wait
+    batcher.start()
+    results(tickets)
+    assert batcher.stop(WAIT_S)
+    assert stage.batches == [1, 1, 1, 1, 1]
+    assert stage.shared[:4] == [True, True, True, True]
+    assert stage.closed
+
+
+def test_an_image_that_comes_alone_gets_every_lane_and_the_next_waits_for_it(ledger: EnergyLedger) -> None:
+    stage = FakeStage(lanes=2)
+    batcher = Batcher(stage, ledger, Metrics(), max_batch=4, capacity=16, on_death=lambda death: None)
+    batcher.start()
+    first = held_up(batcher, stage)
+    stage.entered.clear()
+    later = put(batcher, 2)
+    assert stage.batches == [1]
+    stage.gate.set()
+    results([first, *later])
+    assert batcher.stop(WAIT_S)
+    assert stage.shared[0] is False
+    assert len(stage.batches) == 3
+
+
+def test_lanes_die_together_and_say_so_once(ledger: EnergyLedger) -> None:
+    stage = FakeStage(lanes=3)
+    deaths: queue.Queue[BaseException] = queue.Queue()
+    batcher = Batcher(stage, ledger, Metrics(), max_batch=4, capacity=16, on_death=deaths.put)
+    stage.error = SystemExit()
+    tickets = put(batcher, 6)
+    batcher.start()
+    for ticket in tickets:
+        assert isinstance(ticket.future.exception(WAIT_S), EngineError)
+    assert batcher.stop(WAIT_S)
+    assert stage.closed
+    assert deaths.qsize() == 1
 
 
 def test_a_run_of_finite_numbers_is_the_proof_of_life(make: Make, stage: FakeStage) -> None:

@@ -97,15 +97,15 @@ def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Op
 
 
 def agreement(stage: FrozenStage, reference: Reference, max_batch: int) -> float:
-    """The least cosine of any token of any probe image with the reference; the first image also goes alone, as classify sends it.
+    """The least cosine of any token of any probe image with the reference; the first image also goes alone and in a lane.
 
     Raises EngineError where the stage gives NaN, infinity or another shape.
     """
     pixels = probe_images(stage.spec.image_size)
-    spans = [(0, 1)] + [(start, min(start + max_batch, len(pixels))) for start in range(0, len(pixels), max_batch)]
+    spans = [(start, min(start + max_batch, len(pixels)), False) for start in range(0, len(pixels), max_batch)]
     worst = 1.0
-    for start, end in spans:
-        answer = stage.encode(pixels[start:end], tokens=True)
+    for start, end, shared in [(0, 1, False), (0, 1, True), *spans]:
+        answer = stage.encode(pixels[start:end], tokens=True, shared=shared)
         for found, expected in ((answer.features, reference.features), (answer.tokens, reference.tokens)):
             assert found is not None, "tokens were asked for"
             worst = min(worst, _least_cosine(stage, found, expected[start:end]))

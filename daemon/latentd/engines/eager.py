@@ -17,6 +17,8 @@ from latentd.vision.vit import Vit, normalised
 class EagerStage:
     """FrozenStage on one torch device, in float32. The module given stays on the CPU; another device gets a copy."""
 
+    lanes = 1
+
     def __init__(self, spec: StageSpec, vit: Vit, device: str = "cpu", threads: int = 0) -> None:
         if threads:
             torch.set_num_threads(threads)
@@ -25,7 +27,7 @@ class EagerStage:
         self._device = torch.device(device)
         self._vit: Optional[Vit] = vit if self._device.type == "cpu" else copy.deepcopy(vit).to(self._device)
 
-    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False) -> Encoded:
+    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False, shared: bool = False) -> Encoded:
         assert self._vit is not None, "encode after close"
         try:
             with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Tuple, Type
 
@@ -16,41 +17,58 @@ _ERRORS_ONLY = 3
 
 
 class OnnxStage:
-    """FrozenStage over one session; opening it takes a fraction of a second on a CPU.
+    """FrozenStage over one session or, on a CPU with several cores, two; opening one takes a fraction of a second.
 
-    Raises EngineError where the provider can't serve: ONNX Runtime itself would quietly take the CPU instead.
+    Cores that share one image wait for each other after every operator. So they do that only for an image that comes alone; otherwise each
+    takes images of its own, from the second session. Raises EngineError where the provider can't serve: ONNX Runtime itself would quietly
+    take the CPU instead.
     """
 
     def __init__(self, spec: StageSpec, graph: Path, provider: str, threads: int = 0) -> None:
-        import onnxruntime
-
         self.spec = spec
         self.name = engine_name(provider)
+        self.lanes = (threads or usable_cores()) if provider == _CPU else 1
         self._errors = _runtime_errors()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = _ERRORS_ONLY
-        # Spin between operators, which is fastest, but not after a run: there it would take cores and joules from the learner.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        wanted = [provider] if provider == _CPU else [provider, _CPU]  # the CPU takes the nodes that a device has no kernel for
-        try:
-            self._session: Any = onnxruntime.InferenceSession(str(graph), options, providers=wanted)
-        except self._errors as cause:
-            raise EngineError(f"{self.name} could not load the graph: {cause}") from cause
-        serving = self._session.get_providers()[0]
-        if serving != provider:
-            raise EngineError(f"asked for {provider}, ONNX Runtime fell back to {serving}", hint="Its log says which library is missing.")
+        self._graph, self._provider = graph, provider
+        self._session = self._open(threads)
+        self._lane_session = self._open(1) if self.lanes > 1 else self._session
 
-    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False) -> Encoded:
+    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False, shared: bool = False) -> Encoded:
         outputs = ["features", "tokens"] if tokens else ["features"]
+        session = self._lane_session if shared else self._session
         try:
-            found = self._session.run(outputs, {"pixels": planar(pixels)})
+            found = session.run(outputs, {"pixels": planar(pixels)})
         except self._errors as cause:
             raise EngineError(f"{self.name} failed on {len(pixels)} images: {cause}") from cause
         return Encoded(found[0], found[1] if tokens else None)
 
     def close(self) -> None:
-        self._session = None
+        self._session = self._lane_session = None
+
+    def _open(self, threads: int) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = _ERRORS_ONLY
+        # Spin between operators, which is fastest, but not after a run: there it would take cores and joules from the learner.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        wanted = [self._provider] if self._provider == _CPU else [self._provider, _CPU]  # the CPU takes what a device has no kernel for
+        try:
+            session = onnxruntime.InferenceSession(str(self._graph), options, providers=wanted)
+        except self._errors as cause:
+            raise EngineError(f"{self.name} could not load the graph: {cause}") from cause
+        serving = session.get_providers()[0]
+        if serving != self._provider:
+            raise EngineError(
+                f"asked for {self._provider}, ONNX Runtime fell back to {serving}", hint="Its log says which library is missing."
+            )
+        return session
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on: fewer than the machine has, under a container's or a service's affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def engine_name(provider: str) -> str:

@@ -1,6 +1,6 @@
 """The seam between the daemon and whatever computes the frozen stage. Plain types; no engine is imported here.
 
-The inference thread owns the one FrozenStage that serves: only it calls `encode` and `close`.
+The inference threads own the one FrozenStage that serves: only they call `encode` and `close`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class Encoded(NamedTuple):
 
 
 class FrozenStage(Protocol):
-    """One loaded engine. Not thread-safe; `encode` blocks for as long as it computes and raises EngineError when the engine fails."""
+    """One loaded engine. `encode` blocks for as long as it computes and raises EngineError when the engine fails.
+
+    lanes: how many threads may call `encode` at the same time, all with `shared` set; 1 for an engine that fills its device alone.
+    """
 
     @property
     def name(self) -> str: ...
@@ -53,8 +56,11 @@ class FrozenStage(Protocol):
     @property
     def spec(self) -> StageSpec: ...
 
-    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False) -> Encoded:
-        """RGB pixels (B, S, S, 3), B >= 1 -> features, and tokens where asked for."""
+    @property
+    def lanes(self) -> int: ...
+
+    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False, shared: bool = False) -> Encoded:
+        """RGB pixels (B, S, S, 3), B >= 1 -> features, and tokens where asked for. shared: other lanes run beside it."""
         ...
 
     def close(self) -> None: ...

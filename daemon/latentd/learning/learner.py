@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
 DEATH_WINDOW_S = 600.0
-PUBLISH_SHARE = 0.1  # while more waits: making snapshots takes at most this share of the time
+PUBLISH_SHARE = 0.05  # while more waits: making snapshots takes at most this share of the time
 NICE = 10  # of the thread: what answers goes before what learns
 YIELD_S = 0.25  # longest time that classify requests hold up one step
 FINISH_S = 2.0  # after stop: how long the request in hand may take to its end

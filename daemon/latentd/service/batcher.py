@@ -1,8 +1,9 @@
-"""The inference thread: owns the frozen stage, takes images from a bounded queue, answers each by a future.
+"""The inference threads: own the frozen stage, take images from a bounded queue, answer each by a future.
 
-Two priorities: classify before learn. A batch is whatever waits when the stage becomes free, up to the largest size; nothing is held back
-to fill one. The lock guards the queue only and is never held while the stage runs. When this thread dies, serving is over: the process
-must exit.
+Two priorities: classify before learn. There is one thread for each lane of the stage. Where it has one, a batch is whatever waits when the
+stage becomes free, up to the largest size; nothing is held back to fill one. Where it has several (the cores of a CPU), an image that
+comes alone gets the whole stage, and otherwise each lane takes the next image. The lock guards the queue only and is never held while the
+stage runs. When one of these threads dies, serving is over: the process must exit.
 """
 
 from __future__ import annotations
@@ -72,10 +73,17 @@ class Observer(Protocol):
     def refused(self, queue: str, items: int) -> None: ...
 
 
-class Batcher:
-    """The queue and the thread. `capacity` images may be decoding or waiting; beyond that `reserve` raises Overloaded.
+class Batch(NamedTuple):
+    """What one thread takes at once, all of one priority. shared: other lanes may run beside it."""
 
-    on_death is called once, from the dying thread, with what killed it. Closing the stage is this thread's last act.
+    tickets: List[Ticket]
+    shared: bool
+
+
+class Batcher:
+    """The queue and the threads. `capacity` images may be decoding or waiting; beyond that `reserve` raises Overloaded.
+
+    on_death is called once, from the dying thread, with what killed it. Closing the stage is the last act of the last thread.
     """
 
     def __init__(
@@ -100,10 +108,12 @@ class Batcher:
         self._changed = threading.Condition()
         self._queues: Dict[Priority, Deque[Ticket]] = {priority: deque() for priority in Priority}
         self._held = dict.fromkeys(Priority, 0)  # reserved, and not yet taken for a run
-        self._running: Optional[Priority] = None
+        self._running: List[Batch] = []
         self._refusal: Optional[LatentdError] = None  # why nothing is taken any more
         self._failures = 0
-        self._thread = threading.Thread(target=self._live, name="inference", daemon=True)
+        self._lanes = stage.lanes
+        self._alive = self._lanes
+        self._threads = [threading.Thread(target=self._live, name="inference", daemon=True) for _ in range(self._lanes)]
 
     @property
     def depth(self) -> int:
@@ -112,16 +122,19 @@ class Batcher:
 
     def busy(self) -> bool:
         """Whether classify requests wait or run; the learner lets them go first."""
-        return self._held[Priority.CLASSIFY] > 0 or self._running is Priority.CLASSIFY
+        return self._held[Priority.CLASSIFY] > 0 or any(batch.tickets[0].priority is Priority.CLASSIFY for batch in tuple(self._running))
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, timeout_s: float) -> bool:
         """Fails what still waits, lets the running batch finish, closes the stage. False: the stage did not come back in time."""
         self._refuse(NotReady("latentd is stopping."))
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def reserve(self, images: int, priority: Priority, tokens: bool = False) -> List[Ticket]:
         """A place for each image, before it is decoded. Raises Overloaded when they don't all fit.
@@ -158,71 +171,89 @@ class Batcher:
             ticket.future.set_exception(error)
 
     def _live(self) -> None:
-        batch: List[Ticket] = []
+        batch: Optional[Batch] = None
         try:
             while True:
-                batch = self._take()
-                if not batch:
+                batch = self._take(batch)
+                if batch is None:
                     break
                 self._run(batch)
         except BaseException as death:
-            log.critical("the inference thread died", exc_info=death)
-            gone = EngineError("The inference thread died; latentd restarts.")
-            for ticket in batch:
-                if not ticket.future.done():
-                    ticket.future.set_exception(gone)
-            self._refuse(gone)
-            self._on_death(death)
+            log.critical("an inference thread died", exc_info=death)
+            self._die(batch, death)
         finally:
-            self.stage.close()
+            with self._changed:
+                self._alive -= 1
+                is_last = self._alive == 0
+            if is_last:
+                self.stage.close()
 
-    def _take(self) -> List[Ticket]:
-        """The next batch, all of one priority; blocks until there is one. Empty: the end."""
+    def _die(self, batch: Optional[Batch], death: BaseException) -> None:
+        gone = EngineError("The inference thread died; latentd restarts.")
+        for ticket in batch.tickets if batch else ():
+            if not ticket.future.done():
+                ticket.future.set_exception(gone)
+        if self._refuse(gone):
+            self._on_death(death)
+
+    def _take(self, done: Optional[Batch]) -> Optional[Batch]:
+        """Puts away the batch that this thread has done and gives its next; blocks until there is one. None: the end."""
         with self._changed:
-            self._running = None
+            if done is not None:
+                self._running.remove(done)
+                if not done.shared:
+                    self._changed.notify_all()
             while self._refusal is None:
-                if not any(self._queues.values()):
-                    self._changed.wait()
-                    continue
-                batch = self._pop(self._next_priority())
-                if batch:  # else all that was popped had been cancelled, and the other queue comes next
-                    self._running = batch[0].priority
+                batch = self._next() if all(running.shared for running in self._running) else None
+                if batch is not None:
+                    self._running.append(batch)
                     return batch
-        return []
+                self._changed.wait()
+        return None
+
+    def _next(self) -> Optional[Batch]:
+        """What the stage should run now, all of one priority; None while nothing waits."""
+        while any(self._queues.values()):
+            waiting = sum(map(len, self._queues.values()))
+            shared = self._lanes > 1 and (waiting > 1 or bool(self._running))
+            tickets = self._pop(self._next_priority(), 1 if shared else self._max_batch)
+            if tickets:  # else all that was popped had been cancelled, and the other queue comes next
+                return Batch(tickets, shared)
+        return None
 
     def _next_priority(self) -> Priority:
         classify, learn = self._queues[Priority.CLASSIFY], self._queues[Priority.LEARN]
         starved = bool(learn) and self._clock() - learn[0].enqueued_at > STARVED_S
         return Priority.CLASSIFY if classify and not starved else Priority.LEARN
 
-    def _pop(self, priority: Priority) -> List[Ticket]:
-        """Up to a batch of tickets whose requests still wait for them."""
+    def _pop(self, priority: Priority, most: int) -> List[Ticket]:
+        """Up to `most` tickets whose requests still wait for them."""
         batch: List[Ticket] = []
         queue = self._queues[priority]
-        while queue and len(batch) < self._max_batch:
+        while queue and len(batch) < most:
             ticket = queue.popleft()
             self._held[priority] -= 1
             if ticket.future.set_running_or_notify_cancel():
                 batch.append(ticket)
         return batch
 
-    def _run(self, batch: Sequence[Ticket]) -> None:
+    def _run(self, batch: Batch) -> None:
         began = self._clock()
         try:
             encoded = self._encode(batch)
         except Exception as error:  # noqa: BLE001 - a border: whatever the engine raises fails these images only
-            self._fail(batch, error)
+            self._fail(batch.tickets, error)
             return
         self._failures = 0
         frozen_s = self._clock() - began
         self._observer.stage("frozen", frozen_s)
-        self._observer.batch(len(batch))
-        self._reply(batch, encoded, began, frozen_s)
+        self._observer.batch(len(batch.tickets))
+        self._reply(batch.tickets, encoded, began, frozen_s)
 
-    def _encode(self, batch: Sequence[Ticket]) -> Encoded:
-        pixels = np.stack([ticket.pixels for ticket in batch if ticket.pixels is not None])  # (B, S, S, 3)
-        with self._activity(batch):
-            return self.stage.encode(pixels, tokens=any(ticket.tokens for ticket in batch))
+    def _encode(self, batch: Batch) -> Encoded:
+        pixels = np.stack([ticket.pixels for ticket in batch.tickets if ticket.pixels is not None])  # (B, S, S, 3)
+        with self._activity(batch.tickets):
+            return self.stage.encode(pixels, tokens=any(ticket.tokens for ticket in batch.tickets), shared=batch.shared)
 
     def _activity(self, batch: Sequence[Ticket]) -> Activity:
         """The mark in the energy ledger. Taught samples are counted by the learner, once they are learned."""
@@ -246,16 +277,19 @@ class Batcher:
             ticket.future.set_result(EncodedImage(encoded.features[row], tokens, queue_s, ticket.decode_s, frozen_s))
 
     def _fail(self, batch: Sequence[Ticket], error: Exception) -> None:
-        self._failures += 1
-        log.error("a run of the frozen stage failed (%d in a row)", self._failures, exc_info=error)
+        with self._changed:
+            self._failures += 1
+            failures = self._failures
+        log.error("a run of the frozen stage failed (%d in a row)", failures, exc_info=error)
         for ticket in batch:
             ticket.future.set_exception(EngineError(f"The frozen stage failed: {error}"))
-        if self._failures >= FAILURES_TO_DIE:
-            raise EngineError(f"The frozen stage failed {self._failures} times in a row.") from error
+        if failures >= FAILURES_TO_DIE:
+            raise EngineError(f"The frozen stage failed {failures} times in a row.") from error
 
-    def _refuse(self, why: LatentdError) -> None:
-        """Ends the queue: nothing new is taken, and what waits fails with `why`."""
+    def _refuse(self, why: LatentdError) -> bool:
+        """Ends the queue: nothing new is taken, and what waits fails with `why`. False where it had been ended before."""
         with self._changed:
+            is_first = self._refusal is None
             self._refusal = self._refusal or why
             left = [ticket for queue in self._queues.values() for ticket in queue]
             for queue in self._queues.values():
@@ -263,6 +297,7 @@ class Batcher:
             self._changed.notify_all()
         for ticket in left:
             self.give_back(ticket, why)
+        return is_first
 
 
 def _finite(values: NDArray[np.float32]) -> NDArray[np.bool_]:
