@@ -64,7 +64,7 @@ def measure(codec: Codec, latents: Floats, count: int, rounds: int) -> Dict[str,
     begin = time.perf_counter()
     codes = codec.encode(latents)
     encode_s = (time.perf_counter() - begin) / M
-    memory = ReplayMemory(codec, M * (size + 64), seed=0)
+    memory = ReplayMemory(str(codec.spec), size, M * (size + 64), seed=0)
     for place, code in enumerate(codes):
         memory.admit(f"s{place:07d}", place % 10, code.tobytes())
     rng = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def measure(codec: Codec, latents: Floats, count: int, rounds: int) -> Dict[str,
         [
             lambda: np.take(latents, rows, axis=0),
             lambda: codec.decode(np.take(codes, rows, axis=0)),
-            lambda: memory.draw(count, rng),
+            lambda: codec.decode(memory.draw(count, rng)[0]),
         ],
         rounds,
     )

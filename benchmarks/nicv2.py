@@ -29,7 +29,7 @@ from latentd import config
 from latentd.engines.choose import choose
 from latentd.engines.stage import stage_spec
 from latentd.learning.trainer import Trainer, TrainerSettings
-from latentd.replay.codec import make_codec
+from latentd.replay.latents import make_latent_codec
 from latentd.replay.records import Entry, sample_id_of
 from latentd.vision import checkpoints
 
@@ -91,7 +91,7 @@ def _run(features: Features, order: int, taught: Sequence[int], held: Sequence[i
     """One order of the stream, and what is known at its end."""
     learn, tokens = settings.learn, settings.backbone.class_tokens
     width = features.shape[-1]
-    codec = make_codec(learn.codec, learn.codec_kind, tokens, width // tokens, learn.seed)
+    codec = make_latent_codec(learn.codec, learn.codec_kind, (tokens, width // tokens), seed=learn.seed)
     training = TrainerSettings(learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed)
     trainer = Trainer(codec, width, training)
     started = time.perf_counter()
@@ -100,7 +100,7 @@ def _run(features: Features, order: int, taught: Sequence[int], held: Sequence[i
     for videos in objects50.nicv2(order, taught):
         frames = np.concatenate([features[thing, session - 1] for thing, session in videos])
         things = [thing for thing, _ in videos for _ in range(features.shape[2])]
-        codes = codec.encode(frames.reshape(len(frames), tokens, -1))
+        codes = codec.encode(frames)
         first, batch = seq + 1, []
         for thing, code in zip(things, codes):
             seq += 1

@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd.replay.catalogue import JournalLimits
-from latentd.replay.codec import Codec, make_codec
 from latentd.replay.journal import Journal
+from latentd.replay.latents import LatentCodec, make_latent_codec
 from latentd.replay.records import NewSample, SampleRecord
 
 TOKENS, WIDTH = 2, 8
 FEATURES = TOKENS * WIDTH
-CODEC = make_codec("int8", "token", TOKENS, WIDTH)
-CODE_BYTES = CODEC.code_bytes(TOKENS, WIDTH)
-SLOT_BYTES = CODE_BYTES + (16 + 4 + 4) + (4 + 4 + 8) + 8  # code, id row, class row, order
+CODEC = make_latent_codec("int8", "token", (TOKENS, WIDTH))
+SLOT_BYTES = CODEC.code_bytes + (16 + 4 + 4) + (4 + 4 + 8) + 8  # code, id row, class row, order
 WAIT_S = 20.0  # nothing here takes that long; it bounds a test that fails
 
 
@@ -31,10 +30,10 @@ def features(label: str, number: int, spread: float = 0.4) -> NDArray[np.float32
     return (centre + spread * noise).astype(np.float32)
 
 
-def sample(label: Optional[str], number: int, *, shows: Optional[str] = None, codec: Codec = CODEC) -> NewSample:
+def sample(label: Optional[str], number: int, *, shows: Optional[str] = None, codec: LatentCodec = CODEC) -> NewSample:
     """Picture `number` of what it `shows` (the label, unless told), under this label."""
     row = features(shows or label or "", number)
-    code = codec.encode(row.reshape(1, TOKENS, WIDTH))[0].tobytes()
+    code = codec.encode(row[None])[0].tobytes()
     return NewSample(label, code, row, sha256_of(shows or label or "", number))
 
 

@@ -181,7 +181,7 @@ def test_what_is_forgotten_is_nowhere_on_the_disk_soon_after(tmp_path: Path, wis
 
 def traces_of(label: str, number: int) -> List[bytes]:
     taught_sample = sample(label, number)
-    decoded = CODEC.decode(np.frombuffer(taught_sample.code, np.uint8)[None]).ravel()
+    decoded = CODEC.decode_features(np.frombuffer(taught_sample.code, np.uint8)[None])[0]
     hashed = taught_sample.sha256[:32].encode()
     return [taught_sample.code, decoded.tobytes(), decoded.astype(np.float64).tobytes(), hashed]
 

@@ -87,7 +87,7 @@ def test_forgetting_what_was_evicted_learns_the_rest_again(new_journal: Callable
     learn(trainer, log(journal, 50))
     expected = Trainer(CODEC, FEATURES, trainer._settings)
     for chunk in trainer.memory.all():
-        expected.sums.add(chunk.latents.reshape(-1, FEATURES), chunk.class_ids.tolist())
+        expected.sums.add(CODEC.decode_features(chunk.codes), chunk.class_ids.tolist())
     assert trainer.sums.count == trainer.memory.used
     assert_same_predictions(predictions(trainer, journal), predictions(expected, journal))
 

@@ -10,7 +10,7 @@ import pytest
 
 from latentd.errors import ClassNotFound, Conflict, LabelInvalid, SampleNotFound
 from latentd.replay.records import NewSample, SampleRecord
-from lessons import CODEC, TOKENS, WIDTH, features, sample, sha256_of
+from lessons import CODEC, features, sample, sha256_of
 from shelf import LEARNED, Shelf
 
 # --- teaching ---
@@ -116,7 +116,7 @@ def turned(label: str, cosine: float) -> NewSample:
     aside -= aside @ base / (base @ base) * base
     aside *= np.linalg.norm(base) / np.linalg.norm(aside)
     row = (cosine * base + np.sqrt(1 - cosine**2) * aside).astype(np.float32)
-    return NewSample(label, CODEC.encode(row.reshape(1, TOKENS, WIDTH))[0].tobytes(), row, sha256_of("turned", int(cosine * 1e6)))
+    return NewSample(label, CODEC.encode(row[None])[0].tobytes(), row, sha256_of("turned", int(cosine * 1e6)))
 
 
 def test_an_image_that_is_almost_the_same_is_a_duplicate_by_its_latent(new_shelf: Callable[..., Shelf]) -> None:

@@ -10,7 +10,7 @@ from latentd.errors import BudgetFull, Conflict, SampleNotFound
 from latentd.replay.catalogue import KEY_LIFETIME_S, PRUNE_AGAIN_S, Catalogue
 from latentd.replay.records import ClassRecord, Idempotency
 from latentd.replay.store import Store
-from lessons import CODE_BYTES, limits, sample
+from lessons import CODEC, limits, sample
 from shelf import LEARNED, Shelf
 
 # --- the log as the learner reads it ---
@@ -135,7 +135,7 @@ def full_shelf(new_shelf: Callable[..., Shelf], label: Optional[str] = "cat") ->
     """A shelf of 120 kB with nothing more to get in, and how many samples it took."""
     shelf = new_shelf(budget_bytes=120_000)
     number = 0
-    while not shelf.catalogue._lacks(CODE_BYTES + 800):
+    while not shelf.catalogue._lacks(CODEC.code_bytes + 800):
         shelf.teach((label, number))
         number += 1
     return shelf, number

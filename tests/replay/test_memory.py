@@ -14,22 +14,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentd.errors import ConfigError
-from latentd.replay.codec import make_codec
 from latentd.replay.memory import ReplayMemory
+from latentd.replay.packing import Bytes
 
-CODEC = make_codec("fp32", "token", 1, 4)
-SLOT_BYTES = 16 + (16 + 4 + 4) + (4 + 4 + 8) + 8  # code, id row, class row, order
+CODE_BYTES = 16
+SLOT_BYTES = CODE_BYTES + (16 + 4 + 4) + (4 + 4 + 8) + 8  # code, id row, class row, order
 
 
 def memory_of(slots: int, seed: int = 0) -> ReplayMemory:
-    memory = ReplayMemory(CODEC, slots * SLOT_BYTES, seed)
+    memory = ReplayMemory("int8 token", CODE_BYTES, slots * SLOT_BYTES, seed)
     assert memory.slots == slots
     return memory
 
 
 def code_of(number: int) -> bytes:
-    """A latent that says which sample it belongs to."""
-    return bytes(CODEC.encode(np.full((1, 1, 4), number, np.float32))[0])
+    """A code that says which sample it belongs to."""
+    return number.to_bytes(CODE_BYTES, "little")
+
+
+def numbers(codes: Bytes) -> List[int]:
+    """The samples that these codes belong to."""
+    return [int.from_bytes(code.tobytes(), "little") for code in codes]
 
 
 def fill(memory: ReplayMemory, classes: List[int], start: int = 0) -> List[Optional[str]]:
@@ -149,20 +154,18 @@ def test_removing_what_is_not_there_says_so() -> None:
 
 
 def test_a_budget_below_one_latent_is_a_configuration_error_that_says_how_much_is_needed() -> None:
-    codec = make_codec("int8", "token", 257, 384)
-    with pytest.raises(ConfigError, match="holds no latent") as caught:
-        ReplayMemory(codec, 16_384, 0)
+    with pytest.raises(ConfigError, match=r"holds no latent: one takes \d+ as int8 token") as caught:
+        ReplayMemory("int8 token", 257 * 388, 16_384, 0)
     needed = int(caught.value.hint.split()[3])
-    assert ReplayMemory(codec, needed, 0).slots == 1
+    assert ReplayMemory("int8 token", 257 * 388, needed, 0).slots == 1
 
 
 def test_what_the_process_allocates_stays_within_the_budget() -> None:
-    codec = make_codec("int8", "token", 4, 64)
-    codes = codec.encode(np.random.default_rng(0).standard_normal((50, 4, 64), dtype=np.float32))
+    codes = np.random.default_rng(0).integers(0, 256, (50, 272), np.uint8)
     budget = 1 << 20
     tracemalloc.start()
     try:
-        memory = ReplayMemory(codec, budget, 0)
+        memory = ReplayMemory("int8 token", 272, budget, 0)
         for i in range(memory.slots + 2000):
             memory.admit(f"s{i:07d}", i % 13, codes[i % 50].tobytes())
         memory.draw(8, np.random.default_rng(0))
@@ -184,7 +187,7 @@ def test_memory_is_taken_as_it_is_used() -> None:
         return int(statm.read_text().split()[1])
 
     before = resident_pages()
-    memory = ReplayMemory(make_codec("fp32", "token", 257, 384), 512 << 20, 0)
+    memory = ReplayMemory("fp32", 257 * 384 * 4, 512 << 20, 0)
     assert memory.slots > 1000
     assert (resident_pages() - before) * 4096 < 32 << 20
 
@@ -192,14 +195,14 @@ def test_memory_is_taken_as_it_is_used() -> None:
 # --- what the learner reads ---
 
 
-def test_a_draw_gives_latents_with_their_own_classes() -> None:
+def test_a_draw_gives_codes_with_their_own_classes() -> None:
     memory = memory_of(30)
     fill(memory, [i % 3 for i in range(30)])
-    latents, class_ids = memory.draw(12, np.random.default_rng(1))
-    assert latents.shape == (12, 1, 4)
-    assert latents.dtype == np.float32
+    codes, class_ids = memory.draw(12, np.random.default_rng(1))
+    assert codes.shape == (12, CODE_BYTES)
+    assert codes.dtype == np.uint8
     assert class_ids.dtype == np.int64
-    np.testing.assert_array_equal(latents[:, 0, 0].astype(int) % 3, class_ids)
+    assert [number % 3 for number in numbers(codes)] == class_ids.tolist()
 
 
 def test_a_draw_sees_every_change_since_the_last_one() -> None:
@@ -212,7 +215,7 @@ def test_a_draw_sees_every_change_since_the_last_one() -> None:
     memory.relabel("s0000000", 2)
     assert sorted(memory.draw(3, rng)[1]) == [0, 1, 2]
     memory.remove("s0000001")
-    assert sorted(memory.draw(2, rng)[0][:, 0, 0]) == [0, 5]
+    assert sorted(numbers(memory.draw(2, rng)[0])) == [0, 5]
 
 
 def test_every_class_gets_its_share_of_a_draw_however_small_it_is() -> None:
@@ -232,7 +235,7 @@ def test_samples_of_a_class_are_drawn_equally_often() -> None:
     rng = np.random.default_rng(0)
     drawn: Counter[int] = Counter()
     for _ in range(1000):
-        drawn.update(memory.draw(10, rng)[0][:, 0, 0].astype(int).tolist())
+        drawn.update(numbers(memory.draw(10, rng)[0]))
     # Five places a class and draw: 417 for each of twelve, 625 for each of eight; standard deviation about 16.
     assert all(abs(drawn[i] - 5000 / 12) < 80 for i in range(12))
     assert all(abs(drawn[i] - 5000 / 8) < 80 for i in range(12, 20))
@@ -243,9 +246,9 @@ def test_samples_of_a_class_are_drawn_equally_often() -> None:
 def test_a_sample_is_repeated_only_when_its_class_is_used_up(sizes: List[int], count: int, seed: int) -> None:
     memory = memory_of(200)
     fill(memory, [class_id for class_id, size in enumerate(sizes) for _ in range(size)])
-    latents, class_ids = memory.draw(count, np.random.default_rng(seed))
-    assert len(latents) == count
-    times = Counter(latents[:, 0, 0].astype(int).tolist())
+    codes, class_ids = memory.draw(count, np.random.default_rng(seed))
+    assert len(codes) == count
+    times = Counter(numbers(codes))
     places = Counter(class_ids.tolist())
     assert all(count // len(sizes) <= places[class_id] <= -(-count // len(sizes)) for class_id in range(len(sizes)))
     start = 0
@@ -260,27 +263,27 @@ def test_excluded_samples_are_not_drawn() -> None:
     memory = memory_of(20)
     fill(memory, [0] * 10 + [1] * 2)
     exclude = ["s0000010", "s0000011", "s0000003", "unknown"]
-    latents, class_ids = memory.draw(9, np.random.default_rng(0), exclude=exclude)
-    assert sorted(latents[:, 0, 0].astype(int)) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    codes, class_ids = memory.draw(9, np.random.default_rng(0), exclude=exclude)
+    assert sorted(numbers(codes)) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     assert (class_ids == 0).all()
 
 
 def test_nothing_can_be_drawn_from_an_empty_memory() -> None:
     memory = memory_of(4)
     for exclude in ([], ["s0000000"]):
-        latents, class_ids = memory.draw(5, np.random.default_rng(0), exclude=exclude)
-        assert latents.shape == (0, 1, 4)
+        codes, class_ids = memory.draw(5, np.random.default_rng(0), exclude=exclude)
+        assert codes.shape == (0, CODE_BYTES)
         assert class_ids.shape == (0,)
         if not memory.used:
             fill(memory, [3])
 
 
-def test_latents_are_found_by_id() -> None:
+def test_codes_are_found_by_id() -> None:
     memory = memory_of(5)
     fill(memory, [0, 1, 0, 1])
     memory.remove("s0000000")
-    np.testing.assert_array_equal(memory.get(["s0000003", "s0000001"])[:, 0, 0], [3, 1])
-    assert memory.get([]).shape == (0, 1, 4)
+    assert numbers(memory.get(["s0000003", "s0000001"])) == [3, 1]
+    assert memory.get([]).shape == (0, CODE_BYTES)
     with pytest.raises(KeyError, match="s0000000"):
         memory.get(["s0000001", "s0000000"])
 
@@ -293,8 +296,8 @@ def test_everything_is_read_in_chunks_in_the_order_of_the_ids() -> None:
     ids = [sample_id for chunk in chunks for sample_id in chunk.ids]
     assert tuple(ids) == memory.ids() == tuple(sorted(ids))
     for chunk in chunks:
-        np.testing.assert_array_equal(chunk.latents[:, 0, 0], [int(sample_id[1:]) for sample_id in chunk.ids])
-        np.testing.assert_array_equal(chunk.class_ids, chunk.latents[:, 0, 0].astype(int) % 2)
+        assert numbers(chunk.codes) == [int(sample_id[1:]) for sample_id in chunk.ids]
+        assert chunk.class_ids.tolist() == [number % 2 for number in numbers(chunk.codes)]
 
 
 def test_a_memory_that_changes_while_it_is_read_is_an_error() -> None:
@@ -310,10 +313,10 @@ def test_a_memory_that_changes_while_it_is_read_is_an_error() -> None:
 # --- the same for the same seed ---
 
 
-def history(memory: ReplayMemory) -> Tuple[List[Optional[str]], Dict[int, int], List[float]]:
+def history(memory: ReplayMemory) -> Tuple[List[Optional[str]], Dict[int, int], List[int]]:
     rng = np.random.default_rng(5)
     outcome = fill(memory, [int(c) for c in rng.integers(0, 4, 200)], start=100)
-    return outcome, memory.counts(), memory.draw(20, rng)[0].ravel().tolist()
+    return outcome, memory.counts(), numbers(memory.draw(20, rng)[0])
 
 
 def test_the_same_seed_and_order_give_the_same_memory() -> None:

@@ -24,8 +24,8 @@ from latentd.engines.stage import Encoded, StageSpec
 from latentd.learning.accuracy import AccuracyReport, ClassAccuracy, Score
 from latentd.learning.learner import Learner, LearnerStatus, MemoryStatus
 from latentd.replay.catalogue import JournalLimits
-from latentd.replay.codec import make_codec
 from latentd.replay.journal import Journal
+from latentd.replay.latents import make_latent_codec
 from latentd.service.app import create_app
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
@@ -173,7 +173,12 @@ def make_world(folder: Path, stop: Callable[[Callable[[], object]], object], con
     """A running world. `stop` gets each act that ends a part of it, in the order of making."""
     config = config or Config()
     config = replace(config, http=replace(config.http, **http) if http else config.http)
-    metrics, ledger, codec, stage = Metrics(), EnergyLedger(), make_codec("int8", "token", SPEC.class_tokens, SPEC.width), FakeStage()
+    metrics, ledger, codec, stage = (
+        Metrics(),
+        EnergyLedger(),
+        make_latent_codec("int8", "token", (SPEC.class_tokens, SPEC.width)),
+        FakeStage(),
+    )
     journal = Journal(folder / "journal.sqlite", codec=codec, feature_width=SPEC.features_width, limits=_limits(config.http))
     stop(journal.close)
     journal.start()

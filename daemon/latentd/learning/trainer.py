@@ -17,7 +17,7 @@ from latentd.learning.adaptive import AdaptiveHead
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.gate import Verdict, judge
 from latentd.learning.snapshot import Snapshot
-from latentd.replay.codec import Codec
+from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import ReplayMemory
 from latentd.replay.records import Entry, seq_of
 
@@ -42,12 +42,12 @@ class TrainerSettings:
 class Trainer:
     """The learner's state, changed by `take` alone."""
 
-    def __init__(self, codec: Codec, width: int, settings: TrainerSettings) -> None:
+    def __init__(self, codec: LatentCodec, width: int, settings: TrainerSettings) -> None:
         self._codec = codec
         self._width = width
         self._settings = settings
         self.sums = RidgeSums(width)
-        self.memory = ReplayMemory(codec, settings.replay_bytes, settings.seed)
+        self.memory = ReplayMemory(str(codec), codec.code_bytes, settings.replay_bytes, settings.seed)
         self.head: Optional[AdaptiveHead] = None
         self.prequential = Prequential()
         self.version = 0
@@ -78,7 +78,7 @@ class Trainer:
         if not codes:
             return np.zeros((0, self._width), np.float32)
         packed = np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(len(codes), -1)
-        return self._codec.decode(packed).reshape(len(codes), self._width)
+        return self._codec.decode_features(packed)
 
     def _apply(self, entry: Entry) -> Generator[int, None, bool]:
         """Changes sums and memory; returns True when the entry brings a sample to train on."""
@@ -140,7 +140,7 @@ class Trainer:
         for step, chunk in enumerate(self.memory.all() if whole else ()):
             yield step
             chosen = chunk.class_ids == class_id
-            self.sums.remove(chunk.latents[chosen].reshape(-1, self._width), chunk.class_ids[chosen].tolist())
+            self.sums.remove(self._codec.decode_features(chunk.codes[chosen]), chunk.class_ids[chosen].tolist())
         self._drop_class(class_id)
         self.prequential.forget_class(class_id)
         if not whole:
@@ -152,7 +152,7 @@ class Trainer:
         self.sums = RidgeSums(self._width)
         for step, chunk in enumerate(self.memory.all()):
             yield step
-            self.sums.add(chunk.latents.reshape(len(chunk.ids), self._width), chunk.class_ids.tolist())
+            self.sums.add(self._codec.decode_features(chunk.codes), chunk.class_ids.tolist())
 
     def _train(self, fresh: Sequence[Entry], first_seq: int) -> Iterator[int]:
         """Latent replay: each new latent about `epochs` times, beside class-balanced replay."""
@@ -179,7 +179,7 @@ class Trainer:
         assert self.head is not None, "the head is made before its first step"
         chosen = rng.permutation(len(new))[:new_each]
         replayed, replayed_ids = self.memory.draw(self._settings.minibatch - len(chosen), rng)
-        features = np.concatenate([new[chosen], replayed.reshape(len(replayed), self._width)])
+        features = np.concatenate([new[chosen], self._codec.decode_features(replayed)])
         self.head.train_step(features, [new_ids[i] for i in chosen] + replayed_ids.tolist(), rng)
 
     def _ready(self) -> bool:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from latentd.errors import BudgetFull, Conflict, LabelInvalid, SampleNotFound
 from latentd.replay.class_table import ClassTable
-from latentd.replay.codec import Codec
 from latentd.replay.duplicates import DuplicateIndex
+from latentd.replay.latents import LatentCodec
 from latentd.replay.log_table import LogTable, Row
 from latentd.replay.records import (
     ChangeRow,
@@ -59,7 +59,7 @@ class Catalogue:
     stored: labelled samples whose latent is kept. purge_due: deleted bytes may still lie in the store's log.
     """
 
-    def __init__(self, store: Store, codec: Codec, feature_width: int, limits: JournalLimits, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, codec: LatentCodec, feature_width: int, limits: JournalLimits, clock: Callable[[], float]) -> None:
         self._store = store
         self._log = LogTable(store)
         self._classes = ClassTable(store, clock)
@@ -143,7 +143,8 @@ class Catalogue:
         return None
 
     def _latent(self, code: bytes) -> NDArray[np.float32]:
-        return self._codec.decode(np.frombuffer(code, dtype=np.uint8)[None]).ravel()
+        features: NDArray[np.float32] = self._codec.decode_features(np.frombuffer(code, dtype=np.uint8)[None])[0]
+        return features
 
     def _holds_out(self, class_id: Optional[int]) -> bool:
         """Whether the next sample of the class is kept out of training: never more than one in `holdout_every`, also after forgetting."""

@@ -71,7 +71,7 @@ class Codec(Protocol):
         """(B, code_bytes) uint8 -> (B, N, D) float32. Raises ValueError for another length."""
 
 
-class _LatentCodec(ABC):
+class _ArrayCodec(ABC):
     """What all kinds share: checks, and the walk over a batch."""
 
     def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
@@ -112,7 +112,7 @@ class _LatentCodec(ABC):
         """codes (R, code_bytes) into latents (R, N, D); both contiguous."""
 
 
-class FloatCodec(_LatentCodec):
+class FloatCodec(_ArrayCodec):
     """fp32 or fp16, little-endian, as they are."""
 
     def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
@@ -130,7 +130,7 @@ class FloatCodec(_LatentCodec):
         latents[...] = codes.view(self._type).reshape(latents.shape)
 
 
-class _Quantizer(_LatentCodec):
+class _Quantizer(_ArrayCodec):
     """Shared by the packed kinds: values first, `_scales` FP16 numbers a token behind them."""
 
     _scales = 0
@@ -237,7 +237,7 @@ class RotatedCodec(_Quantizer):
             latents += self.parameters
 
 
-_KINDS: Dict[str, Type[_LatentCodec]] = {"float": FloatCodec, "tensor": TensorCodec, "token": TokenCodec, "rotated": RotatedCodec}
+_KINDS: Dict[str, Type[_ArrayCodec]] = {"float": FloatCodec, "tensor": TensorCodec, "token": TokenCodec, "rotated": RotatedCodec}
 _NAMES = ("fp32", "fp16", "int8", "int7", "int6", "int5", "int4", "int3", "int2")
 
 

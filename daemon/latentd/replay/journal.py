@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from latentd.errors import JournalError, LatentdError, NotReady, Overloaded
 from latentd.replay.catalogue import Catalogue, JournalLimits
-from latentd.replay.codec import Codec
+from latentd.replay.latents import LatentCodec
 from latentd.replay.records import ClassRecord, Entry, Idempotency, JournalStatus, NewSample, Recalled, SampleRecord
 from latentd.replay.store import Store
 
@@ -43,7 +43,7 @@ class Journal:
         self,
         path: Path,
         *,
-        codec: Codec,
+        codec: LatentCodec,
         feature_width: int,
         limits: JournalLimits,
         clock: Callable[[], float] = time.time,

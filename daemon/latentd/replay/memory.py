@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentd.errors import ConfigError
-from latentd.replay.codec import Codec
-from latentd.replay.rotation import Floats
+from latentd.replay.packing import Bytes
 from latentd.replay.sorted_table import SortedTable
 
 Labels = npt.NDArray[np.int64]
@@ -25,15 +24,16 @@ _ORDER_BYTES = 8  # the order by class, kept between two draws, is one integer a
 
 
 class Chunk(NamedTuple):
-    """Some of the memory, decoded: ids of B samples, latents (B, N, D), class_ids (B,)."""
+    """Some of the memory: ids of B samples, codes (B, code_bytes), class_ids (B,)."""
 
     ids: Tuple[str, ...]
-    latents: Floats
+    codes: Bytes
     class_ids: Labels
 
 
 class ReplayMemory:
-    """A bounded set of (id, class, code). No id is there twice, and used_bytes never passes the budget.
+    """A bounded set of (id, class, code). No id is there twice, and used_bytes never passes the budget. What a code means is the codec's
+    business: here it is a row of bytes.
 
     Codes lie in one array that is reserved whole at the start: the operating system hands out its pages as they are first written, so
     memory grows with use, and no growth ever copies. Used slots are the first ones. Everything the memory keeps is counted: codes, ids,
@@ -41,32 +41,33 @@ class ReplayMemory:
     nothing else.
     """
 
-    def __init__(self, codec: Codec, budget_bytes: int, seed: int) -> None:
-        """Raises ConfigError where the budget holds not one latent, or is more than the machine can reserve."""
+    def __init__(self, codec: str, code_bytes: int, budget_bytes: int, seed: int) -> None:
+        """codec: the name of what makes codes of code_bytes bytes, for messages.
+
+        Raises ConfigError where the budget holds not one latent, or is more than the machine can reserve.
+        """
         self.codec = codec
+        self.code_bytes = code_bytes
         self.budget_bytes = budget_bytes
         self.evictions = 0
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
         self._order: Optional[npt.NDArray[np.intp]] = None
         self._changes = 0
-        self._code_bytes = codec.code_bytes(codec.spec.tokens, codec.spec.width)
         self._samples = SortedTable(0, f"S{_ID_BYTES}", class_id="i4", slot="i4")
         self._classes = SortedTable(0, "i4", stored="i4", seen="i8")
         # In the worst case every slot is the only one of its class.
-        slot_bytes = self._code_bytes + self._samples.row_bytes + self._classes.row_bytes + _ORDER_BYTES
+        slot_bytes = self.code_bytes + self._samples.row_bytes + self._classes.row_bytes + _ORDER_BYTES
         self.slots = min(budget_bytes // slot_bytes, _MAX_CLASS - 1)
         if self.slots < 1:
             hint = f"Set learn.replay_bytes to {slot_bytes} or more, or store latents in fewer bits (learn.codec)."
-            raise ConfigError(
-                f"the replay memory of {budget_bytes} bytes holds no latent: one takes {slot_bytes} as {codec.spec}", hint=hint
-            )
+            raise ConfigError(f"the replay memory of {budget_bytes} bytes holds no latent: one takes {slot_bytes} as {codec}", hint=hint)
         self._reserve()
 
     def _reserve(self) -> None:
         try:
             self._samples = SortedTable(self.slots, f"S{_ID_BYTES}", class_id="i4", slot="i4")
             self._classes = SortedTable(self.slots, "i4", stored="i4", seen="i8")
-            self._codes = np.empty((self.slots, self._code_bytes), np.uint8)
+            self._codes = np.empty((self.slots, self.code_bytes), np.uint8)
         except MemoryError as cause:
             raise ConfigError(
                 f"a replay memory of {self.budget_bytes} bytes can't be reserved", hint="Lower learn.replay_bytes."
@@ -79,7 +80,7 @@ class ReplayMemory:
 
     @property
     def used_bytes(self) -> int:
-        a_sample = self._code_bytes + self._samples.row_bytes + _ORDER_BYTES
+        a_sample = self.code_bytes + self._samples.row_bytes + _ORDER_BYTES
         return self.used * a_sample + self._classes.count * self._classes.row_bytes
 
     def __contains__(self, sample_id: str) -> bool:
@@ -106,8 +107,8 @@ class ReplayMemory:
         another length.
         """
         key = _key(sample_id)
-        if len(code) != self._code_bytes:
-            raise ValueError(f"a code of {self.codec.spec} has {self._code_bytes} bytes, not {len(code)}")
+        if len(code) != self.code_bytes:
+            raise ValueError(f"a code of {self.codec} has {self.code_bytes} bytes, not {len(code)}")
         _check_class(class_id)
         if self._samples.find(key)[1]:
             raise ValueError(f"{sample_id} is in the replay memory already")
@@ -197,8 +198,8 @@ class ReplayMemory:
 
     # --- what the learner reads ---
 
-    def draw(self, count: int, rng: np.random.Generator, exclude: Sequence[str] = ()) -> Tuple[Floats, Labels]:
-        """A class-balanced replay batch: latents (count, N, D) and class ids (count,), ordered by class.
+    def draw(self, count: int, rng: np.random.Generator, exclude: Sequence[str] = ()) -> Tuple[Bytes, Labels]:
+        """A class-balanced replay batch: codes (count, code_bytes) and class ids (count,), ordered by class.
 
         Every class gets count / C places, a random choice of classes one more; inside a class samples are drawn uniformly. A sample comes
         twice only where its class has fewer samples than places, and then none comes n + 1 times before all came n times.
@@ -208,28 +209,29 @@ class ReplayMemory:
         places = np.full(len(sizes), count // max(1, len(sizes)))
         places[rng.permutation(len(sizes))[: count - int(places.sum())]] += 1
         drawn = np.repeat(order, _times_drawn(sizes, places, rng))
-        return self._decoded(drawn), self._samples["class_id"][drawn].astype(np.int64)
+        return self._gathered(drawn), self._samples["class_id"][drawn].astype(np.int64)
 
-    def get(self, ids: Sequence[str]) -> Floats:
-        """The latents of these samples, (len(ids), N, D), in their order. Raises KeyError for an id that is not stored."""
+    def get(self, ids: Sequence[str]) -> Bytes:
+        """The codes of these samples, (len(ids), code_bytes), in their order. Raises KeyError for an id that is not stored."""
         places = [self._samples.find(_key(sample_id)) for sample_id in ids]
         missing = [sample_id for sample_id, (_, found) in zip(ids, places) if not found]
         if missing:
             raise KeyError(f"not in the replay memory: {', '.join(missing)}")
-        return self._decoded(np.array([place for place, _ in places], np.intp))
+        return self._gathered(np.array([place for place, _ in places], np.intp))
 
     def all(self, chunk: int = 64) -> Iterator[Chunk]:
-        """Everything in ascending order of id, decoded `chunk` samples at a time. The memory must not change meanwhile (RuntimeError)."""
+        """Everything in ascending order of id, `chunk` samples at a time. The memory must not change meanwhile (RuntimeError)."""
         before = self._changes
         for start in range(0, self.used, chunk):
             if self._changes != before:
                 raise RuntimeError("the replay memory changed while it was read")
             places = np.arange(start, min(start + chunk, self.used))
             ids = tuple(key.decode() for key in self._samples.keys[places].tolist())
-            yield Chunk(ids, self._decoded(places), self._samples["class_id"][places].astype(np.int64))
+            yield Chunk(ids, self._gathered(places), self._samples["class_id"][places].astype(np.int64))
 
-    def _decoded(self, places: npt.NDArray[np.intp]) -> Floats:
-        return self.codec.decode(np.take(self._codes, self._samples["slot"][places], axis=0))
+    def _gathered(self, places: npt.NDArray[np.intp]) -> Bytes:
+        codes: Bytes = np.take(self._codes, self._samples["slot"][places], axis=0)
+        return codes
 
     def _by_class(self, exclude: Sequence[str]) -> Tuple[npt.NDArray[np.intp], Labels]:
         """Places ordered by class, and the size of each class that has any, less the excluded ones."""

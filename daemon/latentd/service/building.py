@@ -21,8 +21,8 @@ from latentd.errors import ConfigError, LatentdError
 from latentd.learning.learner import Learner, LearnerSettings
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.catalogue import JournalLimits
-from latentd.replay.codec import Codec, make_codec
 from latentd.replay.journal import Journal
+from latentd.replay.latents import LatentCodec, make_latent_codec
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
 from latentd.service.metrics import Metrics
@@ -73,15 +73,15 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     )
 
 
-def _codec(config: Config, spec: StageSpec) -> Codec:
+def _codec(config: Config, spec: StageSpec) -> LatentCodec:
     learn = config.learn
     try:
-        return make_codec(learn.codec, learn.codec_kind, spec.class_tokens, spec.width, learn.seed)
+        return make_latent_codec(learn.codec, learn.codec_kind, (spec.class_tokens, spec.width), seed=learn.seed)
     except ValueError as cause:
         raise ConfigError(f"learn.codec_kind = {learn.codec_kind}: {cause}", hint="Use token, or rotated.") from cause
 
 
-def _journal(config: Config, spec: StageSpec, codec: Codec, metrics: Metrics, until_stop: ExitStack) -> Journal:
+def _journal(config: Config, spec: StageSpec, codec: LatentCodec, metrics: Metrics, until_stop: ExitStack) -> Journal:
     limits = JournalLimits(
         budget_bytes=config.state.journal_bytes,
         duplicate_cosine=config.learn.duplicate_cosine,
@@ -98,20 +98,21 @@ def _journal(config: Config, spec: StageSpec, codec: Codec, metrics: Metrics, un
     return journal
 
 
-def _require_same_latents(journal: Journal, config: Config, spec: StageSpec, codec: Codec) -> None:
+def _require_same_latents(journal: Journal, config: Config, spec: StageSpec, codec: LatentCodec) -> None:
     """Latents of another backbone or codec mean nothing here: refuses to mix them. Raises ConfigError."""
     mine: Dict[str, Any] = {
         "backbone": spec.backbone_name,
         "backbone_sha256": spec.backbone_sha256,
         "image_size": spec.image_size,
         "class_tokens": spec.class_tokens,
-        "codec": str(codec.spec),
-        "codec_seed": codec.spec.seed,
+        **codec.identity(),
     }
     theirs = journal.counters("latents").result(STOP_S)
     if not theirs:
         journal.put_counters("latents", mine).result(STOP_S)
         return
+    # State folders that name no shape hold class tokens, stored without calibration.
+    theirs.setdefault("codec_shape", [theirs.get("class_tokens"), spec.width])
     changed = [f"{key} was {theirs.get(key)}, now {mine[key]}" for key in mine if theirs.get(key) != mine[key]]
     if changed:
         raise ConfigError(
@@ -139,7 +140,7 @@ def keep_totals(journal: Journal, ledger: EnergyLedger) -> None:
 def _learner(
     config: Config,
     spec: StageSpec,
-    codec: Codec,
+    codec: LatentCodec,
     journal: Journal,
     ledger: EnergyLedger,
     batcher: Batcher,
@@ -149,7 +150,7 @@ def _learner(
     learn = config.learn
     training = TrainerSettings(learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed)
     settings = LearnerSettings(
-        config.state_dir / "versions", learn.checkpoint_s, config.state.keep_versions, str(codec.spec), learn.replay_bytes
+        config.state_dir / "versions", learn.checkpoint_s, config.state.keep_versions, str(codec), learn.replay_bytes
     )
     learner = Learner(
         journal,

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from latentd.energy.ledger import EnergyLedger
     from latentd.engines.choose import Choice
     from latentd.learning.learner import Learner
-    from latentd.replay.codec import Codec
     from latentd.replay.journal import Journal
+    from latentd.replay.latents import LatentCodec
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Parts:
     journal: Journal
     learner: Learner
     ledger: EnergyLedger
-    codec: Codec
+    codec: LatentCodec
     metrics: Metrics
     readiness: Readiness
     pending: PendingBytes

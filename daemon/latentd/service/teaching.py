@@ -108,9 +108,7 @@ async def store(parts: Parts, materials: Sequence[Material], idempotency: Option
 
 def _samples(parts: Parts, materials: Sequence[Material]) -> List[NewSample]:
     """In the decode pool: each image as the journal takes it."""
-    spec = parts.choice.stage.spec
-    features = np.stack([material.encoded.features for material in materials])  # (B, m * D)
-    codes = parts.codec.encode(features.reshape(len(materials), spec.class_tokens, spec.width))  # (B, m, D) -> (B, code_bytes)
+    codes = parts.codec.encode(np.stack([material.encoded.features for material in materials]))  # (B, m * D) -> (B, code_bytes)
     return [
         NewSample(material.label, code.tobytes(), material.encoded.features, hashlib.sha256(material.data).hexdigest())
         for material, code in zip(materials, codes)

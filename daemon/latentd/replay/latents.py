@@ -1,0 +1,106 @@
+"""How a whole latent is stored: the class tokens that make its features and, where blocks above the split learn, its token matrix, as one
+row of bytes. A LatentCodec is immutable after construction: any thread may use it, nothing blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Dict, Optional, Tuple
+
+import numpy as np
+
+from latentd.replay.codec import Codec, make_codec
+from latentd.replay.packing import Bytes
+from latentd.replay.rotation import Floats
+
+
+class LatentCodec:
+    """Latents as codes of `code_bytes` bytes: first the features' bytes, then the tokens'.
+
+    features: codec of the class tokens (m, D). tokens: codec of the token matrix (N, D) after block `split`, whole or pooled; None where
+    the head alone learns.
+    """
+
+    def __init__(self, features: Codec, tokens: Optional[Codec] = None) -> None:
+        self.features = features
+        self.tokens = tokens
+        self._features_bytes = _bytes_of(features)
+        self.code_bytes = self._features_bytes + (_bytes_of(tokens) if tokens else 0)
+
+    def __str__(self) -> str:
+        if self.tokens is None:
+            return str(self.features.spec)
+        return f"{self.features.spec} + {self.tokens.spec} ({self.tokens.spec.tokens} tokens)"
+
+    def encode(self, features: Floats, tokens: Optional[Floats] = None) -> Bytes:
+        """features (B, m * D) and tokens (B, N, D) -> (B, code_bytes) uint8.
+
+        Raises ValueError for another shape, NaN or infinity, and for tokens that are missing or that nobody stores.
+        """
+        if (tokens is None) != (self.tokens is None):
+            raise ValueError(f"{self} stores {'no ' if self.tokens is None else ''}tokens")
+        B, spec = len(features), self.features.spec
+        if features.shape != (B, spec.tokens * spec.width):
+            raise ValueError(f"features have shape (B, {spec.tokens * spec.width}), not {features.shape}")
+        codes = self.features.encode(features.reshape(B, spec.tokens, spec.width))
+        if tokens is None or self.tokens is None:
+            return codes
+        if len(tokens) != B:
+            raise ValueError(f"{B} latents have features and {len(tokens)} have tokens")
+        return np.concatenate([codes, self.tokens.encode(tokens)], axis=1)
+
+    def decode_features(self, codes: Bytes) -> Floats:
+        """(B, code_bytes) -> (B, m * D) float32. Raises ValueError for another length."""
+        self._check(codes)
+        spec = self.features.spec
+        return self.features.decode(codes[:, : self._features_bytes]).reshape(len(codes), spec.tokens * spec.width)
+
+    def decode_tokens(self, codes: Bytes) -> Floats:
+        """(B, code_bytes) -> (B, N, D) float32. Raises ValueError for another length, or where no tokens are stored."""
+        self._check(codes)
+        if self.tokens is None:
+            raise ValueError(f"{self} stores no tokens")
+        return self.tokens.decode(codes[:, self._features_bytes :])
+
+    def identity(self) -> Dict[str, Any]:
+        """JSON-able facts: codes of two codecs mean the same if, and only if, these are equal."""
+        return {**_identity("codec", self.features), **_identity("tokens_codec", self.tokens)}
+
+    def _check(self, codes: Bytes) -> None:
+        if codes.ndim != 2 or codes.shape[1] != self.code_bytes:
+            raise ValueError(f"a code of {self} has {self.code_bytes} bytes, not {codes.shape[1:]}")
+
+
+def make_latent_codec(
+    name: str,
+    kind: str,
+    features: Tuple[int, int],
+    tokens: Optional[Tuple[int, int]] = None,
+    seed: int = 0,
+    calibration: Optional[Floats] = None,
+) -> LatentCodec:
+    """A new codec for latents whose features have shape (m, D) and whose tokens, if any are kept, (N, D).
+
+    name, kind, seed and calibration are make_codec's, and mean the tokens where they are kept: features are a hundredth of such a latent's
+    bytes and the whole of the closed-form head, so they stay at eight bits or as floats. Raises ValueError as make_codec does.
+    """
+    if tokens is None:
+        return LatentCodec(make_codec(name, kind, *features, seed, calibration))
+    precise = make_codec(name if name.startswith("fp") else "int8", "token", *features)
+    return LatentCodec(precise, make_codec(name, kind, *tokens, seed, calibration))
+
+
+def _bytes_of(codec: Codec) -> int:
+    return codec.code_bytes(codec.spec.tokens, codec.spec.width)
+
+
+def _identity(prefix: str, codec: Optional[Codec]) -> Dict[str, Any]:
+    if codec is None:
+        return dict.fromkeys((prefix, f"{prefix}_seed", f"{prefix}_shape", f"{prefix}_parameters"))
+    spec, parameters = codec.spec, codec.parameters.astype("<f4")
+    return {
+        prefix: str(spec),
+        f"{prefix}_seed": spec.seed,
+        f"{prefix}_shape": [spec.tokens, spec.width],
+        f"{prefix}_parameters": hashlib.sha256(parameters.tobytes()).hexdigest() if parameters.size else None,
+    }
