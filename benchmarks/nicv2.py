@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import os
 import sys
 import time
@@ -19,15 +18,13 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 import harness
+import latents50
 import objects50
 from latentd import config
-from latentd.engines.choose import choose
-from latentd.engines.stage import stage_spec
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.latents import make_latent_codec
 from latentd.replay.records import Entry, sample_id_of
@@ -62,29 +59,9 @@ def main() -> int:
 
 
 def frozen_features(settings: config.Config) -> Features:
-    """The frozen stage's features of every frame, cached under all they depend on."""
-    backbone = checkpoints.pull(settings.cache_dir, progress=console.print)
-    spec = stage_spec(settings, backbone)
-    frames = objects50.frames(settings.cache_dir)
-    key = hashlib.sha256(repr((spec, objects50.recipe())).encode()).hexdigest()[:16]
-    path = settings.cache_dir / "datasets" / f"objects50-features-{key}.npy"
-    if not path.exists():
-        stage = choose(settings, backbone).stage
-        flat = frames.reshape(-1, *frames.shape[3:])
-        found = [
-            stage.encode(_pixels(flat[start : start + 8], spec.image_size)).features
-            for start in track(range(0, len(flat), 8), "frozen stage")
-        ]
-        stage.close()
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, np.concatenate(found).reshape(*frames.shape[:3], spec.features_width))
-        temporary.replace(path)
-    features: Features = np.load(path)
-    return features
-
-
-def _pixels(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    return np.stack([np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC)) for frame in frames])
+    """The frozen stage's features of every frame."""
+    checkpoints.pull(settings.cache_dir, progress=console.print)
+    return latents50.features(settings)
 
 
 def _run(features: Features, order: int, taught: Sequence[int], held: Sequence[int], settings: config.Config) -> Dict[str, Any]:

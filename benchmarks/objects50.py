@@ -1,10 +1,12 @@
 """Objects-50: a CORe50-shaped stream of videos from real photographs, made the same on every machine.
 
 50 objects (10 categories x 5) x 11 sessions x FRAMES frames of 128x128. A session is one background, light, colour, tint and scale; a video
-is one object in one session: smooth drift, rotation, zoom and background pan, an occluder in 40 % of the frames, sensor noise. Sessions 3,
-7 and 10 are the test, as in CORe50; settings are chosen on the validation sessions 5 and 9, which are learned in a final run. Photographs
-come from Debian's tuxpaint-stamps-default, mate-backgrounds and gnome-backgrounds (GPL-2, CC BY-SA): read from the installed packages or
-fetched with apt-get, never part of this repository.
+is one object in one session: smooth drift, rotation, zoom and background pan, an occluder over part of the object in 40 % of the frames,
+sensor noise. Sessions 3, 7 and 10 are the test, as in CORe50; settings are chosen on the validation sessions 5 and 9, which are learned in
+a final run. STANDARD is about as hard for frozen features as the published streams of this shape; FAR, with smaller and more turned
+objects and more noise, is far from what the backbone was pretrained on. Photographs come from Debian's tuxpaint-stamps-default,
+mate-backgrounds and gnome-backgrounds (GPL-2, CC BY-SA): read from the installed packages or fetched with apt-get, never part of this
+repository.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ SESSIONS = tuple(range(1, 12))
 TEST_SESSIONS = (3, 7, 10)
 VALIDATION_SESSIONS = (5, 9)
 PACKAGES = ("tuxpaint-stamps-default", "mate-backgrounds", "gnome-backgrounds")
-_VERSION = 1  # of this recipe: part of the cache key
+_VERSION = 2  # of this recipe: part of the cache key
 
 _MAMMALS, _TOOLS = "animals/mammals", "household/tools"
 OBJECTS = tuple(
@@ -61,6 +63,26 @@ BACKGROUNDS = (  # one a session
 
 
 @dataclass(frozen=True)
+class Stream:
+    """How hard the videos are, as ranges: scale of the object and size of the occluder as shares of the frame, turn in degrees, zoom as a
+    share, reach of the drift in pixels. noise: standard deviation in grey levels.
+    """
+
+    name: str
+    scale: Tuple[float, float]
+    turn: Tuple[float, float]
+    zoom: Tuple[float, float]
+    reach: Tuple[float, float]
+    occluder: Tuple[float, float]
+    noise: float
+
+
+STANDARD = Stream("standard", (0.3, 0.6), (10, 60), (0.05, 0.3), (4, 24), (1 / 6, 1 / 3), 10)
+FAR = Stream("far", (0.25, 0.45), (20, 90), (0.05, 0.3), (4, 32), (1 / 5, 1 / 3), 12)
+STREAMS = {stream.name: stream for stream in (STANDARD, FAR)}
+
+
+@dataclass(frozen=True)
 class Session:
     """What all videos of a session share."""
 
@@ -71,18 +93,18 @@ class Session:
     scale: float  # of the object, as a share of the frame
 
 
-def frames(cache_dir: Path) -> NDArray[np.uint8]:
+def frames(cache_dir: Path, stream: Stream = STANDARD) -> NDArray[np.uint8]:
     """All frames (50, 11, FRAMES, 128, 128, 3), memory-mapped; rendered once and cached."""
     root = package_root(cache_dir)
-    path = cache_dir / "datasets" / f"objects50-{recipe()}.npy"
+    path = cache_dir / "datasets" / f"objects50-{recipe(stream)}.npy"
     if not path.exists():
         temporary = path.with_suffix(".tmp.npy")
         store = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(OBJECTS), len(SESSIONS), FRAMES, SIDE, SIDE, 3))
-        for session_index, session in enumerate(_sessions(root)):
+        for session_index, session in enumerate(_sessions(root, stream)):
             for object_index, name in enumerate(OBJECTS):
                 rng = np.random.Generator(np.random.PCG64([_VERSION, session_index, object_index]))
                 stamp = Image.open(root / "tuxpaint" / "stamps" / f"{name}.png").convert("RGBA")
-                store[object_index, session_index] = np.stack(list(_video(stamp, session, rng)))
+                store[object_index, session_index] = np.stack(list(_video(stamp, session, stream, rng)))
         store.flush()
         temporary.replace(path)
     found: NDArray[np.uint8] = np.load(path, mmap_mode="r")
@@ -120,25 +142,25 @@ def package_root(cache_dir: Path) -> Path:
     return unpacked / "usr" / "share"
 
 
-def recipe() -> str:
+def recipe(stream: Stream = STANDARD) -> str:
     """What the frames depend on; the key of everything that is cached of them."""
-    return hashlib.sha256(repr((_VERSION, FRAMES, SIDE, OBJECTS, BACKGROUNDS)).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((_VERSION, stream, FRAMES, SIDE, OBJECTS, BACKGROUNDS)).encode()).hexdigest()[:12]
 
 
-def _sessions(root: Path) -> Iterator[Session]:
+def _sessions(root: Path, stream: Stream) -> Iterator[Session]:
     rng = np.random.Generator(np.random.PCG64(_VERSION))
     for name in BACKGROUNDS:
         picture = Image.open(root / "backgrounds" / name).convert("RGB")
         side = 3 * SIDE
         picture = picture.resize((max(side, side * picture.width // picture.height), side), Image.Resampling.BICUBIC)
         tint = rng.uniform(0.85, 1.15, 3).astype(np.float32)
-        yield Session(picture, rng.uniform(0.55, 1.35), rng.uniform(0.5, 1.3), tint, rng.uniform(0.5, 0.85))
+        yield Session(picture, rng.uniform(0.55, 1.35), rng.uniform(0.5, 1.3), tint, rng.uniform(*stream.scale))
 
 
-def _video(stamp: Image.Image, session: Session, rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
+def _video(stamp: Image.Image, session: Session, stream: Stream, rng: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
     """FRAMES frames (128, 128, 3): every movement is a slow sine with a phase and a reach of its own."""
     phase = rng.uniform(0, 2 * np.pi, 6)
-    turn, zoom, reach = rng.uniform(10, 40), rng.uniform(0.05, 0.2), rng.uniform(4, 16, 2)
+    turn, zoom, reach = rng.uniform(*stream.turn), rng.uniform(*stream.zoom), rng.uniform(*stream.reach, 2)
     start = rng.uniform(0, 1, 2)
     for step in range(FRAMES):
         sway = np.sin(2 * np.pi * step / FRAMES * 0.5 + phase)
@@ -150,8 +172,8 @@ def _video(stamp: Image.Image, session: Session, rng: np.random.Generator) -> It
         top = round((SIDE - thing.height) / 2 + reach[1] * sway[3])
         frame.paste(thing, (left, top), thing)
         if rng.random() < 0.4:
-            _occlude(frame, session, rng)
-        yield _develop(frame, session, rng)
+            _occlude(frame, session, (left, top, left + thing.width, top + thing.height), stream.occluder, rng)
+        yield _develop(frame, session, stream.noise, rng)
 
 
 def _background(session: Session, start: NDArray[np.float64], sway: NDArray[np.float64]) -> Image.Image:
@@ -161,17 +183,23 @@ def _background(session: Session, start: NDArray[np.float64], sway: NDArray[np.f
     return session.background.crop((int(left), int(top), int(left) + SIDE, int(top) + SIDE))
 
 
-def _occlude(frame: Image.Image, session: Session, rng: np.random.Generator) -> None:
-    """Something in front of the lens: a piece of the background."""
-    width, height = (int(value) for value in rng.integers(SIDE // 6, SIDE // 3, 2))
-    left, top = (int(value) for value in rng.integers(0, SIDE - SIDE // 6, 2))
+def _occlude(
+    frame: Image.Image,
+    session: Session,
+    thing: Tuple[int, int, int, int],
+    size: Tuple[float, float],
+    rng: np.random.Generator,
+) -> None:
+    """Something between lens and object: a piece of the background, its middle somewhere on the object's box (left, top, right, bottom)."""
+    width, height = (int(value) for value in rng.integers(int(SIDE * size[0]), int(SIDE * size[1]), 2))
+    middle_x, middle_y = int(rng.integers(thing[0], thing[2] + 1)), int(rng.integers(thing[1], thing[3] + 1))
     piece = session.background.crop((0, 0, width, height))
-    frame.paste(piece, (left, top))
+    frame.paste(piece, (middle_x - width // 2, middle_y - height // 2))
 
 
-def _develop(frame: Image.Image, session: Session, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _develop(frame: Image.Image, session: Session, noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The session's light, colour and tint, and the sensor's noise."""
     frame = ImageEnhance.Color(ImageEnhance.Brightness(frame).enhance(session.brightness)).enhance(session.colour)
-    pixels = np.asarray(frame, np.float32) * session.tint + rng.normal(0, 6, (SIDE, SIDE, 3)).astype(np.float32)
+    pixels = np.asarray(frame, np.float32) * session.tint + rng.normal(0, noise, (SIDE, SIDE, 3)).astype(np.float32)
     developed: NDArray[np.uint8] = np.clip(pixels, 0, 255).astype(np.uint8)
     return developed
