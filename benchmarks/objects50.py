@@ -77,7 +77,7 @@ class Stream:
     noise: float
 
 
-STANDARD = Stream("standard", (0.3, 0.6), (10, 60), (0.05, 0.3), (4, 24), (1 / 6, 1 / 3), 10)
+STANDARD = Stream("standard", (0.4, 0.75), (10, 50), (0.05, 0.25), (4, 20), (1 / 6, 1 / 3), 8)
 FAR = Stream("far", (0.25, 0.45), (20, 90), (0.05, 0.3), (4, 32), (1 / 5, 1 / 3), 12)
 STREAMS = {stream.name: stream for stream in (STANDARD, FAR)}
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from latentd.learning.adaptive import TrainedHead
 from latentd.learning.analytic import LinearHead
-from latentd.learning.gate import DEFAULT_TEMPERATURE, MIN_HOLDOUT, judge
+from latentd.learning.gate import DEFAULT_TEMPERATURE, MIN_HOLDOUT, TEMPERATURES, Opinion, judge
 from latentd.learning.snapshot import softmax
 
 COUNT = 100
@@ -25,19 +24,11 @@ def floor(*, wrong: int = 0, score: float = 2.0) -> Tuple[LinearHead, NDArray[np
     return LinearHead((4, 9), np.array([[score, 0.0], [0.0, score], [0.0, 0.0]], np.float32), np.zeros(2, np.float32)), some
 
 
-class Opinion(TrainedHead):
-    """A head with given answers, sure of each."""
-
-    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        answers: NDArray[np.int64] = self.w1[features[:, 2].astype(int)].astype(np.int64)
-        return 20.0 * np.eye(2, dtype=np.float32)[answers]
-
-
-def opinion(*, wrong_on: Tuple[int, ...]) -> TrainedHead:
+def opinion(*, wrong_on: Tuple[int, ...], count: int = COUNT) -> Opinion:
+    """Given answers, sure of each."""
     answers = TRUTH.copy()
     answers[list(wrong_on)] = 1 - answers[list(wrong_on)]
-    none = np.zeros(0, np.float32)
-    return Opinion((4, 9), none, none, answers.astype(np.float32), none, none, none)
+    return Opinion((4, 9), 20.0 * np.eye(2, dtype=np.float32)[answers[:count]])
 
 
 def test_a_better_head_takes_part() -> None:
@@ -80,7 +71,7 @@ def test_two_in_a_hundred_may_flip() -> None:
 @pytest.mark.parametrize("count", [0, 1, MIN_HOLDOUT - 1])
 def test_too_small_a_hold_out_lets_nobody_in(count: int) -> None:
     analytic, some = floor(wrong=10)
-    verdict = judge(analytic, opinion(wrong_on=()), some[:count], TRUTH[:count])
+    verdict = judge(analytic, opinion(wrong_on=(), count=count), some[:count], TRUTH[:count])
     assert (verdict.weight, verdict.temperature, verdict.holdout) == (0.0, DEFAULT_TEMPERATURE, count)
     assert "too few" in verdict.reason
     assert len(verdict.answers) == count
@@ -89,7 +80,7 @@ def test_too_small_a_hold_out_lets_nobody_in(count: int) -> None:
 def test_without_a_head_there_is_nothing_to_judge() -> None:
     analytic, some = floor(wrong=10)
     verdict = judge(analytic, None, some, TRUTH)
-    assert (verdict.weight, verdict.reason, verdict.floor_correct) == (0.0, "no trained head yet", 90)
+    assert (verdict.weight, verdict.reason, verdict.floor_correct) == (0.0, "nothing trained yet", 90)
 
 
 def test_a_floor_without_classes_is_no_error() -> None:
@@ -110,3 +101,11 @@ def test_without_a_hold_out_far_apart_classes_do_not_make_it_certain() -> None:
     head = LinearHead((0, 1), np.eye(3, 2, dtype=np.float32) * 1000, np.zeros(2, np.float32), separation=2000.0)
     verdict = judge(head, None, np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
     assert verdict.temperature == pytest.approx(2000.0 / 2 / 8.0)
+
+
+def test_an_opinion_that_is_too_sure_of_itself_is_cooled_before_it_is_weighed() -> None:
+    analytic, some = floor(wrong=40)
+    shouting = opinion(wrong_on=tuple(range(40)))  # where the floor errs too
+    verdict = judge(analytic, shouting._replace(temperatures=TEMPERATURES), some, TRUTH)
+    assert verdict.opinion_temperature > 1.0
+    assert judge(analytic, shouting, some, TRUTH).opinion_temperature == 1.0

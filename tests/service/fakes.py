@@ -22,7 +22,8 @@ from latentd.energy.ledger import EnergyLedger
 from latentd.engines.choose import Attempt, Choice
 from latentd.engines.stage import Encoded, StageSpec
 from latentd.learning.accuracy import AccuracyReport, ClassAccuracy, Score
-from latentd.learning.learner import Learner, LearnerStatus, MemoryStatus
+from latentd.learning.learner import Learner
+from latentd.learning.status import LearnerStatus, MemoryStatus
 from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import make_latent_codec
@@ -94,8 +95,9 @@ class FakeSnapshot:
     version: int = 7
     labels: Tuple[str, ...] = ("cat", "dog", "owl")
     unknown_below: Optional[float] = None
+    wants_tokens: bool = False
 
-    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    def predict(self, features: NDArray[np.float32], tokens: Optional[NDArray[np.float32]] = None) -> NDArray[np.float64]:
         C = len(self.labels)
         row = np.full(C, 0.5 / (C - 1)) if C > 1 else np.ones(C)
         row[:1] = 0.5 if C > 1 else 1.0

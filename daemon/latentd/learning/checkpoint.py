@@ -25,7 +25,7 @@ from latentd.errors import LearnerError
 
 logger = logging.getLogger(__name__)
 Arrays = Dict[str, NDArray[Any]]
-_NAME = re.compile(r"version-\d{8,}-(\d{12})\.safetensors")
+_NAME = re.compile(r"version-(\d{8,})-(\d{12})\.safetensors")
 
 
 def write(folder: Path, arrays: Arrays, facts: Mapping[str, Any], keep: int) -> Path:
@@ -76,15 +76,15 @@ def newest(folder: Path, head_seq: int) -> Optional[Tuple[Arrays, Dict[str, Any]
 
 
 def versions(folder: Path) -> List[Path]:
-    """The version files, oldest first: by how much of the log they have learned."""
-    return sorted((path for path in folder.glob("version-*") if _NAME.fullmatch(path.name)), key=seq_of)
+    """The version files, oldest first: by how much of the log they have learned, then by version (sleep adds nothing to the log)."""
+    return sorted((path for path in folder.glob("version-*") if _NAME.fullmatch(path.name)), key=lambda path: (seq_of(path), path.name))
 
 
 def seq_of(path: Path) -> int:
     """How far in the log the version in this file has learned."""
     found = _NAME.fullmatch(path.name)
     assert found is not None, "only version files are asked"
-    return int(found.group(1))
+    return int(found.group(2))
 
 
 def _read(path: Path) -> Tuple[Arrays, Dict[str, Any]]:

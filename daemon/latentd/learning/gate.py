@@ -1,21 +1,20 @@
-"""The gate: a trained head takes part in answers only where the hold-out finds it better than the floor beyond chance.
+"""The gate: what was trained takes part in answers only where the hold-out finds it better than the floor beyond chance.
 
 A candidate that merely looks no worse on a hundred samples is, on average, worse: on ELPV validation splits, letting it in cost 0.6 point.
 So its gain must pass a one-sided sign test on the answers that change (McNemar 1947).
 
-Also calibrates what the answers say of themselves: the temperature of the analytic scores and the weight of the trained head, both on
-hold-out samples that neither was trained on. Pure functions of the hold-out, so the same log publishes the same version.
+Also calibrates what the answers say of themselves: the temperatures of the scores and the weight of the trained part, all on hold-out
+samples that neither was trained on. Pure functions of the hold-out, so the same log publishes the same version.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.learning.adaptive import TrainedHead
 from latentd.learning.analytic import LinearHead
 from latentd.learning.snapshot import blend, softmax
 
@@ -24,15 +23,28 @@ MAX_NEGATIVE_FLIPS = 0.02  # of the hold-out: right answers of the floor that th
 CHANCE_Z = 1.64  # standard deviations of a fair coin that the net gain must pass: 5 % one-sided
 DEFAULT_TEMPERATURE = 1.5
 SURE_NATS = 8.0  # without a hold-out: the mean of a class wins over another class by this much, however few samples make it look far
-_TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _WEIGHTS = (0.3, 0.5, 0.7)
+
+
+class Opinion(NamedTuple):
+    """What a trained part says of the hold-out: scores (H, C') in the order of class_ids. temperatures: to choose from; of a softmax that
+    was trained as one there is but one.
+    """
+
+    class_ids: Tuple[int, ...]
+    scores: NDArray[np.float32]
+    temperatures: Tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """weight: of the trained head in the answers, 0 when it is kept out; reason says why, with the numbers."""
+    """weight: of the trained part in the answers, 0 when it is kept out; reason says why, with the numbers. opinion_temperature: of its
+    scores.
+    """
 
     temperature: float
+    opinion_temperature: float
     weight: float
     reason: str
     holdout: int
@@ -42,7 +54,7 @@ class Verdict:
     answers: NDArray[np.int64]  # (holdout,) columns of the analytic head that the published snapshot answers
 
 
-def judge(analytic: LinearHead, trained: Optional[TrainedHead], features: NDArray[np.float32], columns: NDArray[np.int64]) -> Verdict:
+def judge(analytic: LinearHead, opinion: Optional[Opinion], features: NDArray[np.float32], columns: NDArray[np.int64]) -> Verdict:
     """Calibrates and decides on the hold-out: features (H, F), columns (H,) the true class's column in the analytic head."""
     count = len(columns)
     scores = features @ analytic.weight + analytic.bias
@@ -52,31 +64,36 @@ def judge(analytic: LinearHead, trained: Optional[TrainedHead], features: NDArra
     floor = softmax(scores / temperature)
     floor_answers = np.argmax(floor, axis=1) if count and floor.shape[1] else np.zeros(count, np.int64)
     floor_right = floor_answers == columns
-    if trained is None or count < MIN_HOLDOUT:
-        reason = "no trained head yet" if trained is None else f"{count} hold-out samples are too few to judge ({MIN_HOLDOUT} needed)"
-        return Verdict(temperature, 0.0, reason, count, int(floor_right.sum()), 0, 0, floor_answers)
-    weight, answers = _best_blend(analytic, trained, features, floor, columns)
+    if opinion is None or count < MIN_HOLDOUT:
+        reason = "nothing trained yet" if opinion is None else f"{count} hold-out samples are too few to judge ({MIN_HOLDOUT} needed)"
+        return Verdict(temperature, 1.0, 0.0, reason, count, int(floor_right.sum()), 0, 0, floor_answers)
+    own, weight, answers = _best_blend(analytic.class_ids, floor, opinion, columns)
     right = answers == columns
     flips = int((floor_right & ~right).sum())
     numbers = f"hold-out {int(right.sum())} against {int(floor_right.sum())} right of {count}, {flips} negative flips"
     gains = int((right & ~floor_right).sum())
     if gains - flips <= CHANCE_Z * (gains + flips) ** 0.5 or flips > MAX_NEGATIVE_FLIPS * count:
-        return Verdict(temperature, 0.0, f"kept out: {numbers}", count, int(floor_right.sum()), int(right.sum()), flips, floor_answers)
-    return Verdict(temperature, weight, f"takes part: {numbers}", count, int(floor_right.sum()), int(right.sum()), flips, answers)
+        weight, answers, reason = 0.0, floor_answers, f"kept out: {numbers}"
+    else:
+        reason = f"takes part: {numbers}"
+    return Verdict(temperature, own, weight, reason, count, int(floor_right.sum()), int(right.sum()), flips, answers)
 
 
 def _best_blend(
-    analytic: LinearHead, trained: TrainedHead, features: NDArray[np.float32], floor: NDArray[np.float64], columns: NDArray[np.int64]
-) -> Tuple[float, NDArray[np.int64]]:
-    """The weight of least negative log-likelihood, and its answers."""
-    opinion = softmax(trained.scores(features))
-    blends = [(weight, blend(floor, analytic.class_ids, opinion, trained.class_ids, weight)) for weight in _WEIGHTS]
-    weight, best = min(blends, key=lambda pair: _surprise(pair[1], columns))
-    return weight, np.argmax(best, axis=1)
+    class_ids: Tuple[int, ...], floor: NDArray[np.float64], opinion: Opinion, columns: NDArray[np.int64]
+) -> Tuple[float, float, NDArray[np.int64]]:
+    """The opinion's temperature and weight of least negative log-likelihood, and the answers that they give."""
+    choices = [
+        (temperature, weight, blend(floor, class_ids, softmax(opinion.scores / temperature), opinion.class_ids, weight))
+        for temperature in opinion.temperatures
+        for weight in _WEIGHTS
+    ]
+    temperature, weight, best = min(choices, key=lambda choice: _surprise(choice[2], columns))
+    return temperature, weight, np.argmax(best, axis=1)
 
 
 def _best_temperature(scores: NDArray[np.float32], columns: NDArray[np.int64]) -> float:
-    return min(_TEMPERATURES, key=lambda value: _surprise(softmax(scores / value), columns))
+    return min(TEMPERATURES, key=lambda value: _surprise(softmax(scores / value), columns))
 
 
 def _surprise(probabilities: NDArray[np.float64], columns: NDArray[np.int64]) -> float:

@@ -70,7 +70,7 @@ class VersionKeeper:
         later.
         """
         try:
-            if trainer.seq > self._saved_seq:
+            if trainer.seq > self._saved_seq or trainer.version > self._saved_version:
                 arrays, facts = trainer.state()
                 checkpoint.write(self._folder, arrays, facts, 1 if self._undone else self._keep)
                 self._saved(trainer)

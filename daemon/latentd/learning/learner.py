@@ -25,6 +25,7 @@ from latentd.errors import ConfigError, JournalError, LatentdError, LearnerError
 from latentd.learning.accuracy import EMPTY, AccuracyReport
 from latentd.learning.keeper import VersionKeeper
 from latentd.learning.snapshot import Snapshot, empty
+from latentd.learning.status import LearnerStatus, MemoryStatus
 from latentd.learning.trainer import Trainer
 from latentd.learning.waiters import Waiters
 from latentd.replay.journal import Journal
@@ -56,44 +57,17 @@ class LearnerObserver(Protocol):
 
 
 @dataclass(frozen=True)
-class LearnerStatus:
-    """state: idle, learning, yielding, failed, stopped. watermark_seq: the log up to here takes part in the published answers."""
-
-    state: str
-    reason: Optional[str]
-    watermark_seq: int
-    lag_samples: int
-    lag_s: float
-    steps: int
-    last_step_s: Optional[float]
-    deaths: int
-    last_publish_rejected: Optional[str]
-    gate: Dict[str, Any]
-
-
-@dataclass(frozen=True)
-class MemoryStatus:
-    """The replay memory, in samples and bytes; holdout_bytes is kept beside it."""
-
-    slots: int
-    used: int
-    used_bytes: int
-    budget_bytes: int
-    evictions: int
-    codec: str
-    holdout_bytes: int
-    classes: Dict[int, int]
-
-
-@dataclass(frozen=True)
 class LearnerSettings:
-    """checkpoint_s: longest time between checkpoints while learning; keep_versions: files kept; codec: its name, for status."""
+    """checkpoint_s: longest time between checkpoints while learning; keep_versions: files kept; codec: its name, for status; sleep_threads:
+    cores that a sleep may use.
+    """
 
     versions_dir: Path
     checkpoint_s: float
     keep_versions: int
     codec: str
     replay_bytes: int
+    sleep_threads: int = 1
 
 
 class Learner:
@@ -213,10 +187,13 @@ class Learner:
 
     def _study(self) -> None:
         trainer = self._restore()
+        sleep: Optional[Iterator[int]] = None
         while not self._stop.is_set():
             page = self._page(trainer.seq)
             if page:
                 self._learn_page(trainer, page)
+            elif sleep is not None or trainer.wants_sleep():
+                sleep = self._sleep(trainer, sleep or trainer.sleep())
             else:
                 self._rest(trainer)
             if self._keeper.due_in_s(trainer) == 0.0:
@@ -270,6 +247,26 @@ class Learner:
                 return
             after = page[-1].seq
 
+    def _sleep(self, trainer: Trainer, sleep: Iterator[int]) -> Optional[Iterator[int]]:
+        """Goes on with a sleep until the log grows, somebody waits, or it ends; what is left of it."""
+        if trainer.seq > self._snapshot.seq:
+            self._publish(trainer, "learned")
+        sleep_left: Optional[Iterator[int]] = sleep
+        torch.set_num_threads(self._settings.sleep_threads)
+        with self._activity(0):
+            while self._journal.status().head_seq == trainer.seq and not self._stop.is_set():
+                self._let_others_go_first()
+                self._state = "sleeping"
+                started = time.perf_counter()
+                if next(sleep, None) is None:
+                    sleep_left = None
+                    break
+                self._observed_step(time.perf_counter() - started)
+        torch.set_num_threads(1)
+        if sleep_left is None:
+            self._publish(trainer, "slept")
+        return sleep_left
+
     def _rest(self, trainer: Trainer) -> None:
         """Sleeps until the journal grows, somebody waits for an answer, or a snapshot or version is due."""
         unpublished = trainer.seq > self._snapshot.seq
@@ -307,7 +304,8 @@ class Learner:
         snapshot = self._made
         if not taught or snapshot is None:
             return
-        probabilities = snapshot.predict(trainer.features([entry.code for entry in taught if entry.code is not None]))
+        codes = [entry.code for entry in taught if entry.code is not None]
+        probabilities = snapshot.predict(trainer.features(codes), trainer.tokens(codes) if snapshot.wants_tokens else None)
         for entry, row in zip(taught, probabilities):
             assert entry.class_id is not None, "chosen above"
             trainer.prequential.record(entry.class_id, bool(len(row)) and snapshot.class_ids[int(row.argmax())] == entry.class_id)
@@ -352,7 +350,7 @@ class Learner:
             return
         self._gate = {
             "reason": verdict.reason,
-            "trained_head_weight": verdict.weight,
+            "trained_weight": verdict.weight,
             "temperature": verdict.temperature,
             "holdout": verdict.holdout,
             "floor_correct": verdict.floor_correct,

@@ -13,16 +13,35 @@ from numpy.typing import NDArray
 
 from latentd.learning.adaptive import TrainedHead
 from latentd.learning.analytic import LinearHead
+from latentd.learning.blocks import UpperBlocks
 
 UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class AdaptedHead:
+    """The blocks above the split as they learned, and the closed-form head on what they give."""
+
+    blocks: UpperBlocks
+    head: LinearHead
+    temperature: float
+
+    @property
+    def class_ids(self) -> Tuple[int, ...]:
+        return self.head.class_ids
+
+    def scores(self, tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Tokens after block `split`, as they are stored, (B, N, D) -> logits (B, C)."""
+        scores: NDArray[np.float32] = (self.blocks.features(tokens) @ self.head.weight + self.head.bias) / np.float32(self.temperature)
+        return scores
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A numbered adaptive stage with its labels.
 
-    class_ids, labels: (C,) in column order of the analytic head. trained: takes part with `weight` where the gate let it. temperature: of
-    the analytic scores. unknown_below: least probability of a decision; None: no threshold yet.
+    class_ids, labels: (C,) in column order of the analytic head. trained, adapted: one of them takes part with `weight` where the gate let
+    it. temperature: of the analytic scores. unknown_below: least probability of a decision; None: no threshold yet.
     """
 
     version: int
@@ -35,10 +54,20 @@ class Snapshot:
     unknown_below: Optional[float]
     published_at: float
     seq: int = 0
+    adapted: Optional[AdaptedHead] = None
 
-    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(B, F) -> (B, C) probabilities; rows sum to 1."""
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether `predict` needs an image's tokens, and some milliseconds of every core, besides its features."""
+        return self.adapted is not None
+
+    def predict(self, features: NDArray[np.float32], tokens: Optional[NDArray[np.float32]] = None) -> NDArray[np.float64]:
+        """Features (B, F), and tokens (B, N, D) where they are wanted -> (B, C) probabilities; rows sum to 1. Without tokens the floor
+        answers.
+        """
         floor = softmax((features @ self.analytic.weight + self.analytic.bias) / self.temperature)
+        if self.adapted is not None and tokens is not None:
+            return blend(floor, self.class_ids, softmax(self.adapted.scores(tokens)), self.adapted.class_ids, self.weight)
         if self.trained is None or self.weight == 0.0:
             return floor
         return blend(floor, self.class_ids, softmax(self.trained.scores(features)), self.trained.class_ids, self.weight)
@@ -60,7 +89,7 @@ def empty(published_at: float) -> Snapshot:
 
 
 class _Empty(Snapshot):
-    def predict(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    def predict(self, features: NDArray[np.float32], tokens: Optional[NDArray[np.float32]] = None) -> NDArray[np.float64]:
         return np.zeros((len(features), 0))
 
 

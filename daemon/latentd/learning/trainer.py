@@ -7,16 +7,17 @@ journal after a restart or in process. Owned by the learner thread.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Generator, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Generator, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentd.learning.accuracy import AccuracyReport, Prequential, report
-from latentd.learning.adaptive import AdaptiveHead
+from latentd.learning.adapted import Adapted
+from latentd.learning.adaptive import AdaptiveHead, TrainedHead
 from latentd.learning.analytic import LinearHead, RidgeSums
-from latentd.learning.gate import Verdict, judge
-from latentd.learning.snapshot import Snapshot
+from latentd.learning.gate import Opinion, Verdict, judge
+from latentd.learning.snapshot import AdaptedHead, Snapshot
 from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import ReplayMemory
 from latentd.replay.records import Entry, seq_of
@@ -40,15 +41,19 @@ class TrainerSettings:
 
 
 class Trainer:
-    """The learner's state, changed by `take` alone."""
+    """The learner's state, changed by `take` and `sleep` alone.
 
-    def __init__(self, codec: LatentCodec, width: int, settings: TrainerSettings) -> None:
+    adapted: the blocks above the split, where tokens are stored for them; they take the place of the trained head.
+    """
+
+    def __init__(self, codec: LatentCodec, width: int, settings: TrainerSettings, adapted: Optional[Adapted] = None) -> None:
         self._codec = codec
         self._width = width
         self._settings = settings
         self.sums = RidgeSums(width)
         self.memory = ReplayMemory(str(codec), codec.code_bytes, settings.replay_bytes, settings.seed)
         self.head: Optional[AdaptiveHead] = None
+        self.adapted = adapted
         self.prequential = Prequential()
         self.version = 0
         self.seq = 0
@@ -71,7 +76,28 @@ class Trainer:
         for entry in batch:
             brings = yield from self._apply(entry)
             fresh += [entry] if brings else []
-        yield from self._train(fresh, batch[0].seq)
+        if self.adapted is not None:
+            yield 0
+            self.adapted.learn(*_codes_and_classes(fresh))
+        else:
+            yield from self._train(fresh, batch[0].seq)
+
+    def wants_sleep(self) -> bool:
+        """Whether enough was learned since the last sleep for another one to be worth its time."""
+        return self.adapted is not None and self.adapted.is_due(self.sums.count, self.memory)
+
+    def sleep(self) -> Iterator[int]:
+        """One sleep of the adapted blocks; yields between its steps, where `take` may come in between. Its end makes a new version."""
+        assert self.adapted is not None, "nothing sleeps without adapted blocks"
+        sleeps = self.adapted.sleeps
+        yield from self.adapted.sleep(self.memory, self._holdout, self.sums.count)
+        self.version += self.adapted.sleeps - sleeps
+
+    def tokens(self, codes: Sequence[bytes]) -> Optional[NDArray[np.float32]]:
+        """(B, N, D) decoded tokens; None where none are stored."""
+        if self._codec.tokens is None or not codes:
+            return None
+        return self._codec.decode_tokens(np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(len(codes), -1))
 
     def features(self, codes: Sequence[bytes]) -> NDArray[np.float32]:
         """(B, F) decoded latents."""
@@ -92,6 +118,8 @@ class Trainer:
             if not entry.holdout:
                 self.sums.add(self.features([entry.code]), [entry.class_id])
             self._keep(entry)
+            if self.adapted is not None and entry.holdout:
+                self.adapted.hold_out(entry.sample_id, entry.code)
             return not entry.holdout
         return False
 
@@ -113,6 +141,10 @@ class Trainer:
         self.sums.move(self.features([entry.code]), was, class_id)
         if not self.memory.relabel(entry.sample_id, class_id):
             self.evicted.append(entry.sample_id)  # given up before; its latent was waiting for this entry
+        elif self.adapted is not None:
+            self.adapted.move(
+                entry.code, was, class_id
+            )  # of the others nobody knows whether the adapted sums hold them; sleep makes them anew
         return True
 
     def _drop_kept(self, sample_id: str) -> None:
@@ -132,7 +164,7 @@ class Trainer:
             self.sums.remove(self.features([entry.code]), [was])
         else:
             yield from self._rebuild()
-        self.head = None
+        self._untrain()
 
     def _forget_class(self, class_id: int) -> Iterator[int]:
         """Undoes a class: exactly where all its latents are still there, else by learning the rest again."""
@@ -145,7 +177,13 @@ class Trainer:
         self.prequential.forget_class(class_id)
         if not whole:
             yield from self._rebuild()
+        self._untrain()
+
+    def _untrain(self) -> None:
+        """Drops what gradients have made: what one sample did to it can't be taken out again."""
         self.head = None
+        if self.adapted is not None:
+            self.adapted.forget()
 
     def _rebuild(self) -> Iterator[int]:
         """Sums from the replay memory alone: exact as long as nothing was evicted, otherwise without the evicted samples."""
@@ -169,8 +207,8 @@ class Trainer:
         else:
             return  # duplicates, hold-out, a new name: nothing to train on
         self.head.grow([class_id for class_id in self.sums.class_ids if self.sums.count_of(class_id)])
-        new = self.features([entry.code for entry in fresh if entry.code is not None])
-        new_ids = [entry.class_id for entry in fresh if entry.code is not None and entry.class_id is not None]
+        codes, new_ids = _codes_and_classes(fresh)
+        new = self.features(codes)
         for step in range(max(1, steps)):
             yield step
             self._train_step(new, new_ids, new_each, rng)
@@ -197,19 +235,41 @@ class Trainer:
         A class without a name was forgotten, and its turn in the log is still to come: nobody is answered with it.
         """
         analytic = _only(self.sums.solve(), names)
-        trained = self.head.frozen() if self.head is not None else None
         column = {class_id: index for index, class_id in enumerate(analytic.class_ids)}
-        held = [(class_id, code) for class_id, code in self._holdout.values() if class_id in column]
-        columns = np.array([column[class_id] for class_id, _ in held], dtype=np.int64)
-        verdict = judge(analytic, trained, self.features([code for _, code in held]), columns)
+        held = {sample_id: item for sample_id, item in self._holdout.items() if item[0] in column}
+        columns = np.array([column[class_id] for class_id, _ in held.values()], dtype=np.int64)
+        features = self.features([code for _, code in held.values()])
+        part, opinion = self._trained_part(names, list(held), features)
+        verdict = judge(analytic, opinion, features, columns)
         self.last_verdict = verdict
         labels = tuple(names[class_id] for class_id in analytic.class_ids)
-        trained = trained if verdict.weight else None
         snapshot = Snapshot(
-            self.version, analytic.class_ids, labels, analytic, trained, verdict.weight, verdict.temperature, None, published_at, self.seq
+            version=self.version,
+            class_ids=analytic.class_ids,
+            labels=labels,
+            analytic=analytic,
+            trained=part if isinstance(part, TrainedHead) and verdict.weight else None,
+            weight=verdict.weight,
+            temperature=verdict.temperature,
+            unknown_below=None,
+            published_at=published_at,
+            seq=self.seq,
+            adapted=replace(part, temperature=verdict.opinion_temperature) if isinstance(part, AdaptedHead) and verdict.weight else None,
         )
         answers = [analytic.class_ids[int(answer)] for answer in verdict.answers]
-        return snapshot, report(names, self.prequential, [class_id for class_id, _ in held], answers)
+        return snapshot, report(names, self.prequential, [class_id for class_id, _ in held.values()], answers)
+
+    def _trained_part(
+        self, names: Mapping[int, str], held: Sequence[str], features: NDArray[np.float32]
+    ) -> Tuple[Union[TrainedHead, AdaptedHead, None], Optional[Opinion]]:
+        """What gradients have made, and what it says of the hold-out samples `held` with these features."""
+        if self.adapted is not None and self.adapted.serving is not None:
+            head = _only(self.adapted.head(), names)
+            return AdaptedHead(self.adapted.serving, head, 1.0), self.adapted.opinion(head, held)
+        if self.head is None:
+            return None, None
+        trained = self.head.frozen()
+        return trained, Opinion(trained.class_ids, trained.scores(features))
 
     # --- checkpoint ---------------------------------------------------------------------------------------------------
 
@@ -220,7 +280,12 @@ class Trainer:
         if self.head is not None:
             arrays.update(self.head.state())
         steps = self.head.steps if self.head is not None else 0
+        adapted: Dict[str, Any] = {}
+        if self.adapted is not None:
+            more, adapted = self.adapted.state()
+            arrays.update(more)
         facts = {
+            "adapted": adapted,
             "version": self.version,
             "seq": self.seq,
             "steps": steps,
@@ -244,11 +309,19 @@ class Trainer:
         if "head.shift" in arrays:
             self.head = self._new_head(np.zeros(self._width, np.float32), np.ones(self._width, np.float32))
             self.head.restore(arrays, facts["steps"])
+        if self.adapted is not None and facts["adapted"]:
+            self.adapted.restore(arrays, facts["adapted"], self._holdout)
         self.version, self.seq = int(facts["version"]), int(facts["seq"])
         self.prequential.restore(facts["prequential"])
 
     def holdout_bytes(self) -> int:
         return sum(len(code) for _, code in self._holdout.values())
+
+
+def _codes_and_classes(entries: Sequence[Entry]) -> Tuple[List[bytes], List[int]]:
+    """Of those that have both."""
+    pairs = [(entry.code, entry.class_id) for entry in entries]
+    return [code for code, _ in pairs if code is not None], [class_id for _, class_id in pairs if class_id is not None]
 
 
 def _teaches(entry: Entry) -> bool:

@@ -14,16 +14,41 @@ from latentd.replay.packing import Bytes
 from latentd.replay.rotation import Floats
 
 
+class TokenPool:
+    """Patch tokens averaged over squares of neighbours, so that a latent takes fewer bytes and its training step less time.
+
+    lead: tokens before the patches, which stay as they are. side: patches along one side of the image. grid: squares along one side after
+    pooling; 0 leaves every token. Raises ValueError where the grid does not divide the side.
+    """
+
+    def __init__(self, lead: int, side: int, grid: int = 0) -> None:
+        if grid and side % grid:
+            fitting = ", ".join(str(each) for each in range(1, side + 1) if side % each == 0)
+            raise ValueError(f"{side} x {side} patches can't be pooled to {grid} x {grid}: {fitting} fit")
+        self._lead, self._side, self._grid = lead, side, grid or side
+        self.tokens = lead + self._grid**2
+
+    def __call__(self, tokens: Floats) -> Floats:
+        """(B, N, D) -> (B, self.tokens, D)."""
+        if self._grid == self._side:
+            return tokens
+        B, _, D = tokens.shape
+        step = self._side // self._grid
+        patches = tokens[:, self._lead :].reshape(B, self._grid, step, self._grid, step, D).mean(axis=(2, 4))  # (B, G, G, D)
+        return np.concatenate([tokens[:, : self._lead], patches.reshape(B, -1, D)], axis=1)
+
+
 class LatentCodec:
     """Latents as codes of `code_bytes` bytes: first the features' bytes, then the tokens'.
 
-    features: codec of the class tokens (m, D). tokens: codec of the token matrix (N, D) after block `split`, whole or pooled; None where
-    the head alone learns.
+    features: codec of the class tokens (m, D). tokens: codec of the token matrix (N, D) after block `split`, as `pool` leaves it; None
+    where the head alone learns.
     """
 
-    def __init__(self, features: Codec, tokens: Optional[Codec] = None) -> None:
+    def __init__(self, features: Codec, tokens: Optional[Codec] = None, pool: Optional[TokenPool] = None) -> None:
         self.features = features
         self.tokens = tokens
+        self._pool = pool
         self._features_bytes = _bytes_of(features)
         self.code_bytes = self._features_bytes + (_bytes_of(tokens) if tokens else 0)
 
@@ -32,8 +57,12 @@ class LatentCodec:
             return str(self.features.spec)
         return f"{self.features.spec} + {self.tokens.spec} ({self.tokens.spec.tokens} tokens)"
 
+    def pooled(self, tokens: Floats) -> Floats:
+        """The tokens of the frozen stage as they are stored but for the rounding, (B, all, D) -> (B, N, D)."""
+        return self._pool(tokens) if self._pool else tokens
+
     def encode(self, features: Floats, tokens: Optional[Floats] = None) -> Bytes:
-        """features (B, m * D) and tokens (B, N, D) -> (B, code_bytes) uint8.
+        """features (B, m * D) and pooled tokens (B, N, D) -> (B, code_bytes) uint8.
 
         Raises ValueError for another shape, NaN or infinity, and for tokens that are missing or that nobody stores.
         """
@@ -78,6 +107,7 @@ def make_latent_codec(
     tokens: Optional[Tuple[int, int]] = None,
     seed: int = 0,
     calibration: Optional[Floats] = None,
+    pool: Optional[TokenPool] = None,
 ) -> LatentCodec:
     """A new codec for latents whose features have shape (m, D) and whose tokens, if any are kept, (N, D).
 
@@ -87,7 +117,7 @@ def make_latent_codec(
     if tokens is None:
         return LatentCodec(make_codec(name, kind, *features, seed, calibration))
     precise = make_codec(name if name.startswith("fp") else "int8", "token", *features)
-    return LatentCodec(precise, make_codec(name, kind, *tokens, seed, calibration))
+    return LatentCodec(precise, make_codec(name, kind, *tokens, seed, calibration), pool)
 
 
 def _bytes_of(codec: Codec) -> int:

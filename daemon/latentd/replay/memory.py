@@ -219,15 +219,22 @@ class ReplayMemory:
             raise KeyError(f"not in the replay memory: {', '.join(missing)}")
         return self._gathered(np.array([place for place, _ in places], np.intp))
 
+    def after(self, sample_id: str, count: int) -> Chunk:
+        """Up to `count` samples with ids beyond this one ("": from the first), ascending: a walk that changes in between can't break."""
+        start = int(np.searchsorted(self._samples.keys, np.asarray(sample_id.encode(), self._samples.keys.dtype), side="right"))
+        return self._chunk(np.arange(start, min(start + count, self.used)))
+
     def all(self, chunk: int = 64) -> Iterator[Chunk]:
         """Everything in ascending order of id, `chunk` samples at a time. The memory must not change meanwhile (RuntimeError)."""
         before = self._changes
         for start in range(0, self.used, chunk):
             if self._changes != before:
                 raise RuntimeError("the replay memory changed while it was read")
-            places = np.arange(start, min(start + chunk, self.used))
-            ids = tuple(key.decode() for key in self._samples.keys[places].tolist())
-            yield Chunk(ids, self._gathered(places), self._samples["class_id"][places].astype(np.int64))
+            yield self._chunk(np.arange(start, min(start + chunk, self.used)))
+
+    def _chunk(self, places: npt.NDArray[np.intp]) -> Chunk:
+        ids = tuple(key.decode() for key in self._samples.keys[places].tolist())
+        return Chunk(ids, self._gathered(places), self._samples["class_id"][places].astype(np.int64))
 
     def _gathered(self, places: npt.NDArray[np.intp]) -> Bytes:
         codes: Bytes = np.take(self._codes, self._samples["slot"][places], axis=0)

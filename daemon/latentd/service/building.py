@@ -10,19 +10,22 @@ import logging
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from latentd.config import Config
 from latentd.energy.ledger import EnergyLedger
 from latentd.energy.meter_thread import MeterThread
 from latentd.engines.choose import choose
+from latentd.engines.onnx import usable_cores
 from latentd.engines.stage import StageSpec, stage_spec
 from latentd.errors import ConfigError, LatentdError
+from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.learning.blocks import UpperBlocks
 from latentd.learning.learner import Learner, LearnerSettings
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
-from latentd.replay.latents import LatentCodec, make_latent_codec
+from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
 from latentd.service.metrics import Metrics
@@ -31,6 +34,7 @@ from latentd.service.pipeline import Pipeline
 from latentd.service.readiness import Readiness
 from latentd.vision import checkpoints, images
 from latentd.vision.probe import probe_images
+from latentd.vision.shape import VitShape
 
 STOP_S = 30.0  # how long one part may take to end
 CATCH_UP_S = 30.0  # how long serving waits for what was taught after the last checkpoint
@@ -46,7 +50,7 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     metrics = Metrics()
     backbone = checkpoints.find(config.cache_dir, config.backbone.name)
     spec = stage_spec(config, backbone)
-    codec = _codec(config, spec)
+    codec = _codec(config, spec, backbone.shape)
     journal = _journal(config, spec, codec, metrics, until_stop)
     ledger, meters = _energy(config, journal, until_stop)
     choice = choose(config, backbone)
@@ -63,7 +67,7 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
         choice=choice,
         pipeline=pipeline,
         journal=journal,
-        learner=_learner(config, spec, codec, journal, ledger, batcher, metrics, until_stop),
+        learner=_learner(config, backbone, spec, codec, journal, ledger, batcher, metrics, until_stop),
         ledger=ledger,
         codec=codec,
         metrics=metrics,
@@ -73,12 +77,16 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     )
 
 
-def _codec(config: Config, spec: StageSpec) -> LatentCodec:
-    learn = config.learn
+def _codec(config: Config, spec: StageSpec, shape: VitShape) -> LatentCodec:
+    """How latents are stored: class tokens, and below the full depth the tokens after the split as well."""
+    learn, features = config.learn, (spec.class_tokens, spec.width)
     try:
-        return make_latent_codec(learn.codec, learn.codec_kind, (spec.class_tokens, spec.width), seed=learn.seed)
+        if spec.split == shape.depth:
+            return make_latent_codec(learn.codec, learn.codec_kind, features, seed=learn.seed)
+        pool = TokenPool(1 + shape.registers, shape.side(spec.image_size), learn.token_grid)
+        return make_latent_codec(learn.codec, learn.codec_kind, features, (pool.tokens, spec.width), learn.seed, pool=pool)
     except ValueError as cause:
-        raise ConfigError(f"learn.codec_kind = {learn.codec_kind}: {cause}", hint="Use token, or rotated.") from cause
+        raise ConfigError(f"latents can't be stored as configured: {cause}", hint="See learn.codec_kind and learn.token_grid.") from cause
 
 
 def _journal(config: Config, spec: StageSpec, codec: LatentCodec, metrics: Metrics, until_stop: ExitStack) -> Journal:
@@ -106,6 +114,7 @@ def _require_same_latents(journal: Journal, config: Config, spec: StageSpec, cod
         "image_size": spec.image_size,
         "class_tokens": spec.class_tokens,
         **codec.identity(),
+        **({"split": spec.split} if codec.tokens else {}),
     }
     theirs = journal.counters("latents").result(STOP_S)
     if not theirs:
@@ -139,6 +148,7 @@ def keep_totals(journal: Journal, ledger: EnergyLedger) -> None:
 
 def _learner(
     config: Config,
+    backbone: checkpoints.Backbone,
     spec: StageSpec,
     codec: LatentCodec,
     journal: Journal,
@@ -149,12 +159,18 @@ def _learner(
 ) -> Learner:
     learn = config.learn
     training = TrainerSettings(learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed)
+    adapted = _adapted(config, backbone, spec, codec)
     settings = LearnerSettings(
-        config.state_dir / "versions", learn.checkpoint_s, config.state.keep_versions, str(codec), learn.replay_bytes
+        config.state_dir / "versions",
+        learn.checkpoint_s,
+        config.state.keep_versions,
+        str(codec),
+        learn.replay_bytes,
+        learn.sleep_threads or usable_cores(),
     )
     learner = Learner(
         journal,
-        lambda: Trainer(codec, spec.features_width, training),
+        lambda: Trainer(codec, spec.features_width, training, adapted()),
         settings,
         observer=metrics,
         busy=batcher.busy,
@@ -165,6 +181,14 @@ def _learner(
     learner.start()
     _catch_up(journal, learner)
     return learner
+
+
+def _adapted(config: Config, backbone: checkpoints.Backbone, spec: StageSpec, codec: LatentCodec) -> Callable[[], Optional[Adapted]]:
+    """Makes the blocks that learn, untrained, where tokens are stored for them; the pretrained blocks are read once."""
+    if codec.tokens is None or config.learn.sleep_epochs <= 0:
+        return lambda: None
+    base, settings = UpperBlocks.load(backbone, spec.split), SleepSettings.of(config.learn)
+    return lambda: Adapted(base, codec, settings)
 
 
 def _catch_up(journal: Journal, learner: Learner) -> None:

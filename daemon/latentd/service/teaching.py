@@ -11,6 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 
 from latentd.errors import BadRequest, Conflict, IdempotencyKeyReused, LatentdError, Overloaded
@@ -82,7 +83,7 @@ async def _teach(parts: Parts, request: Request, upload: Upload, keyed: Optional
     _require_room(parts)
     labels = upload.cleaned(parts.config.http.max_label_chars)
     wanted = [label if isinstance(label, LatentdError) else image for image, label in zip(upload.images, labels)]
-    encoded = await while_connected(request, parts.pipeline.encode(wanted, Priority.LEARN))
+    encoded = await while_connected(request, parts.pipeline.encode(wanted, Priority.LEARN, tokens=parts.codec.tokens is not None))
     materials = [
         Material(image, found, label)
         for image, found, label in zip(upload.images, encoded, labels)
@@ -108,11 +109,19 @@ async def store(parts: Parts, materials: Sequence[Material], idempotency: Option
 
 def _samples(parts: Parts, materials: Sequence[Material]) -> List[NewSample]:
     """In the decode pool: each image as the journal takes it."""
-    codes = parts.codec.encode(np.stack([material.encoded.features for material in materials]))  # (B, m * D) -> (B, code_bytes)
+    features = np.stack([material.encoded.features for material in materials])  # (B, m * D)
+    codes = parts.codec.encode(features, tokens_of(parts, [material.encoded for material in materials]))  # (B, code_bytes)
     return [
         NewSample(material.label, code.tobytes(), material.encoded.features, hashlib.sha256(material.data).hexdigest())
         for material, code in zip(materials, codes)
     ]
+
+
+def tokens_of(parts: Parts, images: Sequence[EncodedImage]) -> Optional[NDArray[np.float32]]:
+    """(B, N, D), pooled as they are stored; None where none are stored."""
+    if parts.codec.tokens is None:
+        return None
+    return parts.codec.pooled(np.stack([image.tokens for image in images if image.tokens is not None]))
 
 
 def _require_room(parts: Parts) -> None:

@@ -20,7 +20,7 @@ from latentd.service.documents import image_body
 from latentd.service.labels import UNKNOWN
 from latentd.service.parts import Parts, parts_of
 from latentd.service.schemas import ClassifyAnswer
-from latentd.service.teaching import Material, store
+from latentd.service.teaching import Material, store, tokens_of
 
 router = APIRouter(tags=["images"])
 
@@ -41,8 +41,13 @@ async def classify(
     """Predictions for 1 to `http.max_images` images, one result an image, in order."""
     parts = parts_of(request)
     async with read_upload(request, parts.config.http, parts.pending, parts.pipeline.in_pool) as upload:
-        outcomes = await while_connected(request, parts.pipeline.encode(upload.images, Priority.CLASSIFY))
-        version, results, timing = _judge(parts, outcomes, top_k)
+        adapted = parts.learner.snapshot.wants_tokens
+        with_tokens = adapted or (keep != "none" and parts.codec.tokens is not None)
+        outcomes = await while_connected(request, parts.pipeline.encode(upload.images, Priority.CLASSIFY, tokens=with_tokens))
+        if adapted:  # some milliseconds of transformer blocks: not on the event loop
+            version, results, timing = await parts.pipeline.in_pool(_judge, parts, outcomes, top_k)
+        else:
+            version, results, timing = _judge(parts, outcomes, top_k)
         if keep != "none":
             await _keep(parts, upload, outcomes, results, only_uncertain=keep == "uncertain")
     answer = {"request_id": request_id(request), "version": version, "engine": parts.choice.stage.name, "results": results}
@@ -56,7 +61,8 @@ def _judge(parts: Parts, outcomes: List[Outcome], top_k: int) -> Tuple[int, List
         raise problems.first_problem([outcome for outcome in outcomes if isinstance(outcome, LatentdError)])
     snapshot = parts.learner.snapshot
     began = time.perf_counter()
-    probabilities = snapshot.predict(np.stack([image.features for image in encoded]))  # (B, C)
+    tokens = tokens_of(parts, encoded) if snapshot.wants_tokens and encoded[0].tokens is not None else None
+    probabilities = snapshot.predict(np.stack([image.features for image in encoded]), tokens)  # (B, C)
     decisions = [snapshot.decide(row) for row in probabilities]
     adaptive_s = time.perf_counter() - began
     parts.metrics.stage("adaptive", adaptive_s)

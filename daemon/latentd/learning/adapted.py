@@ -1,0 +1,227 @@
+"""Wake and sleep: what the blocks above the split have learned, the closed-form head on it, and how both come about.
+
+Awake, each new sample is added to the sums of the head at once, through the blocks as they are. Asleep, the blocks go over the replay
+memory (latent replay, Pellegrini et al. 2020, on a ViT), and then the sums are made again from what the changed blocks give. Sleep is taken
+in small steps and may be broken off or held up at any of them; only its end changes what answers. Owned by the learner thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from latentd.config import LearnConfig
+from latentd.learning.analytic import LinearHead, RidgeSums
+from latentd.learning.blocks import RankedBlocks, UpperBlocks
+from latentd.learning.gate import TEMPERATURES, Opinion
+from latentd.replay.latents import LatentCodec
+from latentd.replay.memory import ReplayMemory
+
+Features = NDArray[np.float32]
+Held = Mapping[str, Tuple[int, bytes]]  # sample id -> class, code
+_REFIT = 8  # latents that one step of the refit takes through the blocks
+_WARM_UP = 10  # training steps
+_LAST_RATE = 0.05  # of the learning rate, at the end of a sleep
+
+
+@dataclass(frozen=True)
+class SleepSettings:
+    """first, growth: a sleep is due after `first` new samples, and then whenever what was learned has grown by this share.
+
+    epochs: how often one sleep goes over the replay memory. microbatch: latents whose activations are held at a time. rank: of the change
+    of every matrix. learning_rate: of that change, and of the classifier that teaches the blocks and is thrown away afterwards.
+    """
+
+    first: int
+    growth: float
+    epochs: float
+    minibatch: int
+    microbatch: int
+    rank: int
+    learning_rate: float
+    label_smoothing: float
+    seed: int
+
+    @staticmethod
+    def of(learn: LearnConfig) -> SleepSettings:
+        return SleepSettings(
+            first=learn.sleep_first,
+            growth=learn.sleep_growth,
+            epochs=learn.sleep_epochs,
+            minibatch=learn.minibatch,
+            microbatch=learn.microbatch,
+            rank=learn.sleep_rank,
+            learning_rate=learn.sleep_rate,
+            label_smoothing=learn.label_smoothing,
+            seed=learn.seed,
+        )
+
+
+class Adapted:
+    """The blocks, their head's sums, and the features that they give for the hold-out.
+
+    Invariant: sums and hold-out features were made by `serving` and by nothing else.
+    """
+
+    def __init__(self, base: UpperBlocks, codec: LatentCodec, settings: SleepSettings) -> None:
+        self._base = base
+        self._codec = codec
+        self._settings = settings
+        self.sleeps = 0
+        self.learned_at = 0  # samples that had been learned when the last sleep began
+        self.serving: Optional[UpperBlocks] = None
+        self._blocks = RankedBlocks(base, settings.rank, settings.seed)
+        self._sums = RidgeSums(2 * base.width)
+        self._holdout: Dict[str, Features] = {}
+        self._life = 0  # a sleep that began in an earlier one is void
+
+    # --- awake --------------------------------------------------------------------------------------------------------
+
+    def learn(self, codes: Sequence[bytes], class_ids: Sequence[int]) -> None:
+        """Adds new samples to the head, through the blocks as they are."""
+        if self.serving is not None and codes:
+            self._sums.add(self._features(self.serving, codes), class_ids)
+
+    def hold_out(self, sample_id: str, code: bytes) -> None:
+        if self.serving is not None:
+            self._holdout[sample_id] = self._features(self.serving, [code])[0]
+
+    def move(self, code: bytes, was: int, class_id: int) -> None:
+        """Gives one sample another class; a sleep that runs now has seen the old one, and ends."""
+        self._life += 1
+        if self.serving is not None:
+            self._sums.move(self._features(self.serving, [code]), was, class_id)
+
+    def forget(self) -> None:
+        """Undoes all that was learned: some of it came from a sample that must not have been seen. The next sleep learns the rest again."""
+        self._life += 1
+        self.serving, self.learned_at = None, 0
+        self._blocks = RankedBlocks(self._base, self._settings.rank, self._settings.seed)
+        self._sums, self._holdout = RidgeSums(2 * self._base.width), {}
+
+    # --- asleep -------------------------------------------------------------------------------------------------------
+
+    def is_due(self, learned: int, memory: ReplayMemory) -> bool:
+        """Whether enough has been learned since the last sleep. learned: samples so far."""
+        if memory.used < self._settings.first or len(memory.counts()) < 2:
+            return False
+        return learned - self.learned_at >= max(self._settings.first, self._settings.growth * self.learned_at)
+
+    def sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
+        """One sleep; yields between its steps. The memory and the hold-out may change meanwhile."""
+        life = self._life
+        rng = np.random.Generator(np.random.PCG64([self._settings.seed, self.sleeps, learned]))
+        for step in self._train(memory, rng):
+            yield step
+            if life != self._life:
+                return
+        serving, sums = self._blocks.frozen(), RidgeSums(2 * self._base.width)
+        holdout: Dict[str, Features] = {}
+        for step in self._refit(serving, sums, holdout, memory, held):
+            yield step
+            if life != self._life:
+                return
+        self.serving, self._sums, self._holdout = serving, sums, holdout
+        self.learned_at = learned
+        self.sleeps += 1
+
+    def steps(self, memory: ReplayMemory) -> int:
+        """Mini-batches of one sleep."""
+        return max(1, round(self._settings.epochs * memory.used / self._settings.minibatch))
+
+    def _train(self, memory: ReplayMemory, rng: np.random.Generator) -> Iterator[int]:
+        class_ids = sorted(memory.counts())
+        column = {class_id: index for index, class_id in enumerate(class_ids)}
+        classifier = nn.Linear(2 * self._base.width, len(class_ids))
+        with torch.no_grad():
+            classifier.weight.zero_()
+            classifier.bias.zero_()
+        learned = [parameter for _, parameter in self._blocks.learned()]
+        optimizer = torch.optim.AdamW([*learned, *classifier.parameters()], lr=self._settings.learning_rate, weight_decay=0.01)
+        steps = self.steps(memory)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+        for step in range(steps):
+            codes, drawn = memory.draw(self._settings.minibatch, rng)
+            known = np.isin(drawn, class_ids)  # a class that came in this sleep waits for the next
+            codes, target = codes[known], torch.tensor([column[int(class_id)] for class_id in drawn[known]])
+            for start in range(0, len(codes), self._settings.microbatch):
+                yield step
+                self._accumulate(classifier, codes[start : start + self._settings.microbatch], target[start:], len(codes))
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _accumulate(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: torch.Tensor, of: int) -> None:
+        """The gradient of one micro-batch, as its share of a mini-batch of `of` latents."""
+        tokens = torch.from_numpy(self._codec.decode_tokens(codes))  # (b, N, D)
+        scores = classifier(self._blocks(tokens))  # (b, C)
+        loss = functional.cross_entropy(scores, target[: len(codes)], label_smoothing=self._settings.label_smoothing, reduction="sum")
+        (loss / of).backward()  # type: ignore[no-untyped-call]
+
+    def _refit(self, blocks: UpperBlocks, sums: RidgeSums, holdout: Dict[str, Features], memory: ReplayMemory, held: Held) -> Iterator[int]:
+        """Fills sums and hold-out features through these blocks; what comes while it runs has a later id, and is walked over as well."""
+        last = ""
+        while True:
+            chunk = memory.after(last, _REFIT)
+            missing = [sample_id for sample_id in held if sample_id not in holdout][:_REFIT]
+            if not chunk.ids and not missing:
+                return
+            if chunk.ids:
+                sums.add(blocks.features(self._codec.decode_tokens(chunk.codes)), chunk.class_ids.tolist())
+                last = chunk.ids[-1]
+            if missing:
+                found = self._features(blocks, [held[sample_id][1] for sample_id in missing])
+                holdout.update(zip(missing, found))
+            yield 0
+
+    def _features(self, blocks: UpperBlocks, codes: Sequence[bytes]) -> Features:
+        packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1)
+        return blocks.features(self._codec.decode_tokens(packed))
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    def head(self) -> LinearHead:
+        """The closed-form head on what the serving blocks give."""
+        return self._sums.solve()
+
+    def opinion(self, head: LinearHead, held: Sequence[str]) -> Opinion:
+        """What that head says of these hold-out samples."""
+        width = 2 * self._base.width
+        rows = np.stack([self._holdout[sample_id] for sample_id in held]) if held else np.zeros((0, width), np.float32)
+        return Opinion(head.class_ids, rows @ head.weight + head.bias, TEMPERATURES)
+
+    # --- checkpoint ---------------------------------------------------------------------------------------------------
+
+    def state(self) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
+        """Arrays and JSON-able facts that `restore` takes back; a sleep that runs now is not in them."""
+        facts = {"sleeps": self.sleeps, "learned_at": self.learned_at, "serves": self.serving is not None}
+        if not isinstance(self.serving, RankedBlocks):
+            return {}, facts
+        arrays: Dict[str, NDArray[Any]] = {f"adapted.{name}": value for name, value in self.serving.state().items()}
+        arrays.update({f"adapted.{name}": value for name, value in self._sums.state().items()})
+        return arrays, facts
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], held: Held) -> None:
+        self.sleeps, self.learned_at = int(facts["sleeps"]), int(facts["learned_at"])
+        if not facts["serves"]:
+            return
+        own = {name[len("adapted.") :]: value for name, value in arrays.items() if name.startswith("adapted.")}
+        self._blocks.restore(own)
+        self.serving = self._blocks.frozen()
+        self._sums.restore(own)
+        ids: List[str] = list(held)
+        for start in range(0, len(ids), _REFIT):
+            part = ids[start : start + _REFIT]
+            self._holdout.update(zip(part, self._features(self.serving, [held[sample_id][1] for sample_id in part])))
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the learning rate at this step: a short warm-up, then half a cosine (Loshchilov & Hutter 2017)."""
+    cosine = 0.5 * (1 + float(np.cos(np.pi * step / steps)))
+    return min(1.0, (step + 1) / _WARM_UP) * (_LAST_RATE + (1 - _LAST_RATE) * cosine)

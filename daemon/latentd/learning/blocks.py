@@ -1,0 +1,156 @@
+"""The blocks above the split as modules: the pretrained ones, and the low-rank change that learning makes to them.
+
+Tokens (B, N, D) go in, and out come (B, 2D): class token and mean of the others, through the final norm. Owned by the learner thread;
+`RankedBlocks.frozen` gives what other threads may call. B images, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Iterator, List, Tuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from latentd.vision.checkpoints import Backbone, read_weights
+from latentd.vision.shape import VitShape
+from latentd.vision.vit import Block
+
+_LAYERS = ("qkv", "proj", "fc1", "fc2")
+_NORMS = ("norm1", "norm2")
+
+
+class UpperBlocks(nn.Module):
+    """Blocks split+1..depth and the final norm, frozen: (B, N, D) -> (B, 2D). `lead`: tokens before the patches."""
+
+    def __init__(self, shape: VitShape, split: int) -> None:
+        super().__init__()
+        self.lead = 1 + shape.registers
+        self.width = shape.width
+        self.blocks = nn.ModuleList(Block(shape, index) for index in range(split, shape.depth))
+        self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.gathered(tokens)
+
+    def gathered(self, tokens: Tensor) -> Tensor:
+        """Tokens of the last block -> class token and mean patch token after the final norm, (B, N, D) -> (B, 2D)."""
+        normal = self.norm(tokens)
+        return torch.cat([normal[:, 0], normal[:, self.lead :].mean(dim=1)], dim=1)  # (B, 2D)
+
+    def features(self, tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, N, D) -> (B, 2D), without gradients; any thread."""
+        with torch.inference_mode():
+            found: NDArray[np.float32] = self(torch.from_numpy(tokens)).numpy()
+        return found
+
+    @staticmethod
+    def load(backbone: Backbone, split: int) -> UpperBlocks:
+        """The pretrained blocks in eval mode; CheckpointError where the file changed since it was installed."""
+        module = UpperBlocks(backbone.shape, split)
+        weights = read_weights(backbone)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parts = name.split(".")
+                if parts[0] == "blocks":
+                    parts[1] = str(int(parts[1]) + split)
+                parameter.copy_(torch.from_numpy(np.array(weights[".".join(parts)])))
+        return module.eval().requires_grad_(False)
+
+
+class _Ranked(nn.Module):
+    """A frozen linear layer plus the product of two thin matrices (Hu et al. 2021, LoRA), shared with nobody."""
+
+    def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.linear = linear
+        inward = torch.randn(linear.in_features, rank, generator=generator) / linear.in_features**0.5
+        self.inward = nn.Parameter(inward)
+        self.outward = nn.Parameter(torch.zeros(rank, linear.out_features))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.linear(tokens) + (tokens @ self.inward) @ self.outward
+        return out
+
+
+class RankedBlocks(UpperBlocks):
+    """The same blocks while they learn: linear layers of the base with a change of low rank each, norms of their own.
+
+    The base's matrices are shared, never copied and never changed. At the start it computes what the base computes.
+    """
+
+    def __init__(self, base: UpperBlocks, rank: int, seed: int) -> None:
+        nn.Module.__init__(self)
+        generator = torch.Generator().manual_seed(seed)
+        self.lead, self.width = base.lead, base.width
+        self.blocks = nn.ModuleList(_ranked(cast(Block, block), rank, generator) for block in base.blocks)
+        self.norm = _own(base.norm)
+
+    def learned(self) -> Iterator[Tuple[str, nn.Parameter]]:
+        """What training changes, by name: all but what is the base's."""
+        shared = (".linear.weight", ".linear.bias", ".scale1", ".scale2")
+        return ((name, parameter) for name, parameter in self.named_parameters() if not name.endswith(shared))
+
+    def frozen(self) -> UpperBlocks:
+        """An independent copy of what is learned, for answering; the base stays shared."""
+        copy = RankedBlocks.__new__(RankedBlocks)
+        nn.Module.__init__(copy)
+        copy.lead, copy.width = self.lead, self.width
+        copy.blocks = nn.ModuleList(_copied(cast(Block, block)) for block in self.blocks)
+        copy.norm = _own(self.norm)
+        return copy.eval().requires_grad_(False)
+
+    def state(self) -> Dict[str, NDArray[np.float32]]:
+        """The arrays of a checkpoint: what is learned, copied; the base is in the backbone's file."""
+        return {name: parameter.detach().numpy().copy() for name, parameter in self.learned()}
+
+    def restore(self, arrays: Dict[str, NDArray[np.float32]]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.learned():
+                parameter.copy_(torch.from_numpy(arrays[name].copy()))
+
+
+def parameter_bytes(modules: List[UpperBlocks]) -> int:
+    """Bytes of all different parameters of these modules."""
+    tensors = {parameter.data_ptr(): parameter for module in modules for parameter in module.parameters()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _ranked(block: Block, rank: int, generator: torch.Generator) -> Block:
+    twin = _twin(block)
+    for name in _LAYERS:
+        setattr(twin, name, _Ranked(getattr(block, name), rank, generator))
+    return twin
+
+
+def _copied(block: Block) -> Block:
+    twin = _twin(block)
+    for name in _LAYERS:
+        ranked = getattr(block, name)
+        copy = _Ranked.__new__(_Ranked)
+        nn.Module.__init__(copy)
+        copy.linear = ranked.linear
+        copy.inward, copy.outward = (nn.Parameter(getattr(ranked, part).detach().clone()) for part in ("inward", "outward"))
+        setattr(twin, name, copy)
+    return twin
+
+
+def _twin(block: Block) -> Block:
+    """A block that shares the layers and scales of this one, and has norms of its own."""
+    twin = Block.__new__(Block)
+    nn.Module.__init__(twin)
+    twin.heads, twin.head_width, twin.swiglu = block.heads, block.head_width, block.swiglu
+    for name in _NORMS:
+        setattr(twin, name, _own(getattr(block, name)))
+    twin.scale1, twin.scale2 = block.scale1, block.scale2
+    return twin
+
+
+def _own(norm: nn.Module) -> nn.LayerNorm:
+    assert isinstance(norm, nn.LayerNorm), "the blocks have no other norms"
+    copy = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+    copy.load_state_dict(norm.state_dict())
+    return copy.requires_grad_(True)

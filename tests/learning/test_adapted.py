@@ -1,0 +1,163 @@
+"""Wake and sleep: when the blocks learn, what comes in between, and what it takes to undo it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Dict, Iterator, List, Tuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import tiny
+from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.learning.blocks import UpperBlocks
+from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
+from latentd.replay.memory import ReplayMemory
+
+D, SIDE = 128, 6
+POOL = TokenPool(1, SIDE, 3)
+CODEC = make_latent_codec("int8", "token", (2, D), (POOL.tokens, D), pool=POOL)
+SETTINGS = SleepSettings(
+    first=8, growth=0.5, epochs=4.0, minibatch=16, microbatch=4, rank=4, learning_rate=3e-3, label_smoothing=0.1, seed=0
+)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> UpperBlocks:
+    return UpperBlocks.load(tiny.backbone(tmp_path), 1)
+
+
+def latent(class_id: int, number: int) -> Tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Features and tokens of a picture: what tells the classes apart stands in one patch, at another place each time."""
+    rng = np.random.default_rng([class_id, number])
+    tokens = rng.standard_normal((POOL.tokens, D)).astype(np.float32)
+    tokens[1 + rng.integers(POOL.tokens - 1)] += 3 * np.random.default_rng(class_id).standard_normal(D).astype(np.float32)
+    return tokens[:2].reshape(-1), tokens
+
+
+def code(class_id: int, number: int, codec: LatentCodec = CODEC) -> bytes:
+    features, tokens = latent(class_id, number)
+    return bytes(codec.encode(features[None], tokens[None])[0])
+
+
+def filled(samples: int, first_id: int = 0) -> ReplayMemory:
+    memory = ReplayMemory(str(CODEC), CODEC.code_bytes, 1 << 22, seed=0)
+    for number in range(samples):
+        memory.admit(f"s{first_id + number:08d}", number % 2, code(number % 2, number))
+    return memory
+
+
+def held(count: int = 40) -> Dict[str, Tuple[int, bytes]]:
+    return {f"h{number:08d}": (number % 2, code(number % 2, 1000 + number)) for number in range(count)}
+
+
+def run(sleep: Iterator[int]) -> int:
+    return sum(1 for _ in sleep)
+
+
+def right(adapted: Adapted, of: Dict[str, Tuple[int, bytes]]) -> float:
+    opinion = adapted.opinion(adapted.head(), list(of))
+    answers = np.array(opinion.class_ids)[opinion.scores.argmax(axis=1)]
+    return float((answers == np.array([class_id for class_id, _ in of.values()])).mean())
+
+
+def test_pooling_averages_squares_of_patches_and_leaves_the_class_token() -> None:
+    tokens = np.arange((1 + 36) * 2, dtype=np.float32).reshape(1, 37, 2)
+    pooled = POOL(tokens)
+    assert pooled.shape == (1, 10, 2)
+    np.testing.assert_array_equal(pooled[0, 0], tokens[0, 0])
+    np.testing.assert_allclose(pooled[0, 1], tokens[0, [1, 2, 7, 8]].mean(axis=0))
+    np.testing.assert_allclose(pooled[0, 9], tokens[0, [29, 30, 35, 36]].mean(axis=0))
+
+
+def test_a_grid_that_does_not_divide_the_side_is_refused_with_those_that_do() -> None:
+    with pytest.raises(ValueError, match="1, 2, 3, 6 fit"):
+        TokenPool(1, 6, 4)
+
+
+def test_a_sleep_is_due_after_the_first_samples_and_then_with_growth(base: UpperBlocks) -> None:
+    adapted, memory = Adapted(base, CODEC, SETTINGS), filled(20)
+    assert not adapted.is_due(7, filled(7))
+    assert adapted.is_due(8, memory)
+    run(adapted.sleep(memory, {}, 20))
+    assert not adapted.is_due(29, memory)
+    assert adapted.is_due(30, memory)
+
+
+def test_one_class_alone_is_nothing_to_learn(base: UpperBlocks) -> None:
+    memory = ReplayMemory(str(CODEC), CODEC.code_bytes, 1 << 20, seed=0)
+    for number in range(30):
+        memory.admit(f"s{number:08d}", 0, code(0, number))
+    assert not Adapted(base, CODEC, SETTINGS).is_due(30, memory)
+
+
+def test_sleep_makes_the_blocks_find_what_the_pretrained_ones_overlook(base: UpperBlocks) -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=0.01)
+    barely, well = Adapted(base, CODEC, settings), Adapted(base, CODEC, dataclasses.replace(SETTINGS, epochs=20.0))
+    memory, asked = filled(200), held(100)
+    for adapted in (barely, well):
+        run(adapted.sleep(memory, asked, 200))
+    assert right(well, asked) > right(barely, asked) + 0.05
+
+
+def test_what_comes_while_it_sleeps_is_in_the_head_when_it_wakes(base: UpperBlocks) -> None:
+    adapted, memory, asked = Adapted(base, CODEC, SETTINGS), filled(20), held(4)
+    sleep = adapted.sleep(memory, asked, 20)
+    next(sleep)
+    memory.admit("s00000090", 7, code(7, 0))
+    asked["h00000090"] = (7, code(7, 1))
+    run(sleep)
+    assert adapted.head().class_ids == (0, 1, 7)
+    assert adapted.opinion(adapted.head(), list(asked)).scores.shape == (5, 3)
+
+
+def test_awake_a_new_class_is_in_the_head_at_once(base: UpperBlocks) -> None:
+    adapted = Adapted(base, CODEC, SETTINGS)
+    run(adapted.sleep(filled(20), held(2), 20))
+    adapted.learn([code(5, 0)], [5])
+    assert 5 in adapted.head().class_ids
+
+
+def test_forgetting_in_the_middle_of_a_sleep_leaves_nothing_of_it(base: UpperBlocks) -> None:
+    adapted, memory = Adapted(base, CODEC, SETTINGS), filled(20)
+    sleep = adapted.sleep(memory, {}, 20)
+    next(sleep)
+    adapted.forget()
+    assert run(sleep) == 0
+    assert adapted.serving is None
+    assert adapted.sleeps == 0
+    np.testing.assert_array_equal(
+        adapted._blocks.features(np.ones((1, POOL.tokens, D), np.float32)), base.features(np.ones((1, POOL.tokens, D), np.float32))
+    )
+
+
+def test_a_relabelled_sample_ends_the_sleep_and_moves_in_the_sums(base: UpperBlocks) -> None:
+    adapted, memory = Adapted(base, CODEC, SETTINGS), filled(20)
+    run(adapted.sleep(memory, {}, 20))
+    sleep = adapted.sleep(memory, {}, 40)
+    next(sleep)
+    adapted.move(code(0, 0), 0, 9)
+    assert run(sleep) == 0
+    assert adapted.head().class_ids == (0, 1, 9)
+
+
+def test_after_a_restart_it_answers_as_before(base: UpperBlocks) -> None:
+    adapted, memory, asked = Adapted(base, CODEC, SETTINGS), filled(20), held(6)
+    run(adapted.sleep(memory, asked, 20))
+    again = Adapted(base, CODEC, SETTINGS)
+    again.restore(*adapted.state(), asked)
+    ids: List[str] = list(asked)
+    np.testing.assert_allclose(again.opinion(again.head(), ids).scores, adapted.opinion(adapted.head(), ids).scores, rtol=1e-4, atol=1e-3)
+    assert (again.sleeps, again.learned_at) == (1, 20)
+
+
+def test_the_same_memory_gives_the_same_sleep(base: UpperBlocks) -> None:
+    first, second = (Adapted(base, CODEC, SETTINGS) for _ in range(2))
+    for adapted in (first, second):
+        run(adapted.sleep(filled(20), {}, 20))
+    one, other = first.state()[0], second.state()[0]
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])

@@ -1,0 +1,70 @@
+"""The blocks above the split: what they compute pretrained, and the change of low rank that learning makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import tiny
+from latentd.learning.blocks import RankedBlocks, UpperBlocks, parameter_bytes
+
+SPLIT = 1
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> UpperBlocks:
+    return UpperBlocks.load(tiny.backbone(tmp_path), SPLIT)
+
+
+def some_tokens(count: int = 2) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((count, 37, 128)).astype(np.float32)
+
+
+def test_pretrained_blocks_continue_what_the_whole_backbone_computes(base: UpperBlocks) -> None:
+    vit = tiny.vit()
+    images = torch.from_numpy(tiny.normalised(2, vit.shape))
+    with torch.no_grad():
+        cut = vit.run(vit.embed(images), 0, SPLIT)
+        normal = vit.norm(vit.run(cut, SPLIT, vit.depth))
+    found = base.features(cut.numpy())
+    np.testing.assert_allclose(found[:, :128], normal[:, 0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(found[:, 128:], normal[:, 1:].mean(dim=1).numpy(), atol=1e-5)
+
+
+def test_before_it_learns_the_low_rank_change_is_nothing(base: UpperBlocks) -> None:
+    np.testing.assert_allclose(RankedBlocks(base, 4, seed=0).features(some_tokens()), base.features(some_tokens()), atol=1e-6)
+
+
+def test_learning_changes_neither_the_base_nor_what_was_frozen_before(base: UpperBlocks) -> None:
+    tokens = some_tokens()
+    blocks = RankedBlocks(base, 4, seed=0)
+    before, frozen = base.features(tokens), blocks.frozen()
+    optimizer = torch.optim.SGD([parameter for _, parameter in blocks.learned()], lr=0.1)
+    blocks(torch.from_numpy(tokens)).square().mean().backward()
+    optimizer.step()
+    assert np.abs(blocks.features(tokens) - before).max() > 1e-3
+    np.testing.assert_array_equal(base.features(tokens), before)
+    np.testing.assert_allclose(frozen.features(tokens), before, atol=1e-6)
+
+
+def test_what_was_learned_comes_back_from_its_arrays(base: UpperBlocks) -> None:
+    blocks = RankedBlocks(base, 4, seed=0)
+    with torch.no_grad():
+        for _, parameter in blocks.learned():
+            parameter.add_(0.01)
+    again = RankedBlocks(base, 4, seed=1)
+    again.restore(blocks.state())
+    np.testing.assert_array_equal(again.features(some_tokens()), blocks.features(some_tokens()))
+    frozen = blocks.frozen()
+    assert isinstance(frozen, RankedBlocks)
+    assert frozen.state().keys() == blocks.state().keys()
+
+
+def test_the_copies_share_the_base_in_memory(base: UpperBlocks) -> None:
+    blocks = RankedBlocks(base, 4, seed=0)
+    alone, together = parameter_bytes([base]), parameter_bytes([base, blocks, blocks.frozen()])
+    assert alone < together < 1.5 * alone
