@@ -40,6 +40,9 @@ bench-elpv: $(STAMP) backbone ## accuracy on the ELPV solar cells, over HTTP
 bench-nicv2: $(STAMP) ## accuracy on a stream of new objects, one video at a time
 	@$(RUN) benchmarks/nicv2.py $(ARGS)
 
+bench-vitlr: $(STAMP) ## the same stream with the blocks above the split learning too
+	@$(RUN) benchmarks/vitlr.py --out $(OUT)/vitlr.json $(ARGS)
+
 bench-serving: $(STAMP) backbone ## latency and throughput against the bare engine
 	@$(RUN) benchmarks/serving.py --out $(OUT)/serving.json $(ARGS)
 

@@ -129,7 +129,7 @@ def test_forgetting_in_the_middle_of_a_sleep_leaves_nothing_of_it(base: UpperBlo
     assert adapted.serving is None
     assert adapted.sleeps == 0
     np.testing.assert_array_equal(
-        adapted._blocks.features(np.ones((1, POOL.tokens, D), np.float32)), base.features(np.ones((1, POOL.tokens, D), np.float32))
+        adapted.blocks.features(np.ones((1, POOL.tokens, D), np.float32)), base.features(np.ones((1, POOL.tokens, D), np.float32))
     )
 
 

@@ -64,7 +64,7 @@ class SleepSettings:
 
 
 class Adapted:
-    """The blocks, their head's sums, and the features that they give for the hold-out.
+    """The blocks, their head's sums, and the features that they give for the hold-out. blocks: what learns; serving: what answers.
 
     Invariant: sums and hold-out features were made by `serving` and by nothing else.
     """
@@ -76,7 +76,7 @@ class Adapted:
         self.sleeps = 0
         self.learned_at = 0  # samples that had been learned when the last sleep began
         self.serving: Optional[UpperBlocks] = None
-        self._blocks = RankedBlocks(base, settings.rank, settings.seed)
+        self.blocks = RankedBlocks(base, settings.rank, settings.seed)
         self._sums = RidgeSums(2 * base.width)
         self._holdout: Dict[str, Features] = {}
         self._life = 0  # a sleep that began in an earlier one is void
@@ -102,7 +102,7 @@ class Adapted:
         """Undoes all that was learned: some of it came from a sample that must not have been seen. The next sleep learns the rest again."""
         self._life += 1
         self.serving, self.learned_at = None, 0
-        self._blocks = RankedBlocks(self._base, self._settings.rank, self._settings.seed)
+        self.blocks = RankedBlocks(self._base, self._settings.rank, self._settings.seed)
         self._sums, self._holdout = RidgeSums(2 * self._base.width), {}
 
     # --- asleep -------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class Adapted:
             yield step
             if life != self._life:
                 return
-        serving, sums = self._blocks.frozen(), RidgeSums(2 * self._base.width)
+        serving, sums = self.blocks.frozen(), RidgeSums(2 * self._base.width)
         holdout: Dict[str, Features] = {}
         for step in self._refit(serving, sums, holdout, memory, held):
             yield step
@@ -142,7 +142,7 @@ class Adapted:
         with torch.no_grad():
             classifier.weight.zero_()
             classifier.bias.zero_()
-        learned = [parameter for _, parameter in self._blocks.learned()]
+        learned = [parameter for _, parameter in self.blocks.learned()]
         optimizer = torch.optim.AdamW([*learned, *classifier.parameters()], lr=self._settings.learning_rate, weight_decay=0.01)
         steps = self.steps(memory)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
@@ -160,7 +160,7 @@ class Adapted:
     def _accumulate(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: torch.Tensor, of: int) -> None:
         """The gradient of one micro-batch, as its share of a mini-batch of `of` latents."""
         tokens = torch.from_numpy(self._codec.decode_tokens(codes))  # (b, N, D)
-        scores = classifier(self._blocks(tokens))  # (b, C)
+        scores = classifier(self.blocks(tokens))  # (b, C)
         loss = functional.cross_entropy(scores, target[: len(codes)], label_smoothing=self._settings.label_smoothing, reduction="sum")
         (loss / of).backward()  # type: ignore[no-untyped-call]
 
@@ -183,6 +183,9 @@ class Adapted:
     def _features(self, blocks: UpperBlocks, codes: Sequence[bytes]) -> Features:
         packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1)
         return blocks.features(self._codec.decode_tokens(packed))
+
+    def sums_bytes(self) -> int:
+        return self._sums.gram.nbytes + self._sums.sums.nbytes
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
@@ -212,8 +215,8 @@ class Adapted:
         if not facts["serves"]:
             return
         own = {name[len("adapted.") :]: value for name, value in arrays.items() if name.startswith("adapted.")}
-        self._blocks.restore(own)
-        self.serving = self._blocks.frozen()
+        self.blocks.restore(own)
+        self.serving = self.blocks.frozen()
         self._sums.restore(own)
         ids: List[str] = list(held)
         for start in range(0, len(ids), _REFIT):

@@ -34,7 +34,6 @@ from latentd.service.pipeline import Pipeline
 from latentd.service.readiness import Readiness
 from latentd.vision import checkpoints, images
 from latentd.vision.probe import probe_images
-from latentd.vision.shape import VitShape
 
 STOP_S = 30.0  # how long one part may take to end
 CATCH_UP_S = 30.0  # how long serving waits for what was taught after the last checkpoint
@@ -50,7 +49,7 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     metrics = Metrics()
     backbone = checkpoints.find(config.cache_dir, config.backbone.name)
     spec = stage_spec(config, backbone)
-    codec = _codec(config, spec, backbone.shape)
+    codec = _codec(config, spec, backbone)
     journal = _journal(config, spec, codec, metrics, until_stop)
     ledger, meters = _energy(config, journal, until_stop)
     choice = choose(config, backbone)
@@ -77,16 +76,18 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     )
 
 
-def _codec(config: Config, spec: StageSpec, shape: VitShape) -> LatentCodec:
-    """How latents are stored: class tokens, and below the full depth the tokens after the split as well."""
+def _codec(config: Config, spec: StageSpec, backbone: checkpoints.Backbone) -> LatentCodec:
+    """How latents are stored: class tokens, and with a split below the full depth the tokens after it as well."""
     learn, features = config.learn, (spec.class_tokens, spec.width)
     try:
-        if spec.split == shape.depth:
+        if not config.backbone.split or spec.split == backbone.shape.depth:
             return make_latent_codec(learn.codec, learn.codec_kind, features, seed=learn.seed)
+        shape = backbone.shape
         pool = TokenPool(1 + shape.registers, shape.side(spec.image_size), learn.token_grid)
         return make_latent_codec(learn.codec, learn.codec_kind, features, (pool.tokens, spec.width), learn.seed, pool=pool)
     except ValueError as cause:
-        raise ConfigError(f"latents can't be stored as configured: {cause}", hint="See learn.codec_kind and learn.token_grid.") from cause
+        chosen = f"learn.codec_kind = {learn.codec_kind}, learn.token_grid = {learn.token_grid}"
+        raise ConfigError(f"{chosen}: {cause}", hint="Change these keys; `latentd config show` lists what they may be.") from cause
 
 
 def _journal(config: Config, spec: StageSpec, codec: LatentCodec, metrics: Metrics, until_stop: ExitStack) -> Journal:

@@ -1,0 +1,288 @@
+"""Latent replay in the blocks of a ViT: an Objects-50 stream through the learner with the split below the depth, one video at a time.
+
+Awake, the closed-form head learns each video at once; when what was learned has grown enough, the blocks above the split sleep over the
+replay memory. Reports accuracy on all 50 objects along the stream for the floor and for what the gate lets answer, seconds awake and
+asleep, and every byte that learning holds. With --validation the sessions 5 and 9 are held out instead of learned: that is where settings
+are chosen. Writes JSON, a table and a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+import harness
+import latents50
+import objects50
+from latentd import config
+from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.learning.blocks import UpperBlocks, parameter_bytes
+from latentd.learning.trainer import Trainer, TrainerSettings
+from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
+from latentd.replay.records import Entry, sample_id_of
+from latentd.vision import checkpoints
+
+console = Console()
+ASKED_STEP = 3  # along the stream every third frame of a video is asked; at its end all are
+Latents = Tuple[NDArray[np.float32], NDArray[np.float32]]  # features (B, F), pooled tokens (B, N, D)
+
+
+class Stream:
+    """Latents of one Objects-50 stream, by (object, session); tokens are read from the disk when asked for."""
+
+    def __init__(self, settings: config.Config, stream: objects50.Stream, split: int, pool: TokenPool) -> None:
+        self._tokens = latents50.tokens(settings, split, stream)
+        self._features = latents50.features(settings, stream)
+        self._pool = pool
+        self.frames = int(self._features.shape[2])
+        self.width = int(self._features.shape[-1])
+
+    def video(self, thing: int, session: int, step: int = 1) -> Latents:
+        place = (thing, session - 1, slice(None, None, step))
+        return np.array(self._features[place]), self._pool(np.asarray(self._tokens[place], np.float32))
+
+
+def main() -> int:
+    arguments = _arguments()
+    settings = _settings(arguments)
+    torch.set_num_threads(arguments.threads or os.cpu_count() or 1)
+    backbone = checkpoints.pull(settings.cache_dir, progress=console.print)
+    pool = TokenPool(1 + backbone.shape.registers, backbone.shape.side(settings.backbone.image_size), settings.learn.token_grid)
+    stream = Stream(settings, objects50.STREAMS[arguments.stream], settings.backbone.split, pool)
+    learn, shape = settings.learn, backbone.shape
+    features = (settings.backbone.class_tokens, shape.width)
+    codec = make_latent_codec(learn.codec, learn.codec_kind, features, (pool.tokens, shape.width), learn.seed, pool=pool)
+    base = UpperBlocks.load(backbone, settings.backbone.split)
+    held = objects50.VALIDATION_SESSIONS if arguments.validation else objects50.TEST_SESSIONS
+    taught = [session for session in objects50.SESSIONS if session not in (*held, *objects50.TEST_SESSIONS)]
+    runs = [Run(stream, codec, base, settings, order, taught, held).go() for order in arguments.orders]
+    result = _result(arguments, settings, codec, runs, taught, held)
+    harness.save_json(Path(arguments.out), result)
+    Path(arguments.out).with_suffix(".md").write_text(_table(result), encoding="utf-8")
+    _plot(result, Path(arguments.out).with_suffix(".png"))
+    console.print(_table(result))
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="out/vitlr.json")
+    parser.add_argument("--orders", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--stream", choices=sorted(objects50.STREAMS), default="standard")
+    parser.add_argument("--split", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=0, help="0: one a core")
+    parser.add_argument("--validation", action="store_true", help="hold out sessions 5 and 9 of the training, and leave the test alone")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the configuration")
+    return parser.parse_args()
+
+
+def _settings(arguments: argparse.Namespace) -> config.Config:
+    flags: Dict[str, Any] = dict(pair.split("=", 1) for pair in arguments.set)
+    return config.load(os.environ, {"backbone.split": arguments.split, **flags})
+
+
+class Run:
+    """One order of the stream."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        codec: LatentCodec,
+        base: UpperBlocks,
+        settings: config.Config,
+        order: int,
+        taught: Sequence[int],
+        held: Sequence[int],
+    ) -> None:
+        learn = settings.learn
+        self._stream, self._codec, self._base, self._learn = stream, codec, base, learn
+        self._order, self._taught, self._held = order, taught, held
+        self._adapted = Adapted(base, codec, SleepSettings.of(learn))
+        training = TrainerSettings(
+            learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed
+        )
+        self._trainer = Trainer(codec, stream.width, training, self._adapted)
+        self._seen: Dict[int, int] = {}
+        self._seq = 0
+        self._awake_s = self._asleep_s = 0.0
+        self._course: List[Dict[str, Any]] = []
+
+    def go(self) -> Dict[str, Any]:
+        batches = objects50.nicv2(self._order, self._taught)
+        for number, videos in enumerate(track(batches, f"order {self._order}", console=console)):
+            self._teach(videos)
+            if self._trainer.wants_sleep():
+                self._sleep(number)
+        if self._adapted.learned_at < self._trainer.sums.count:
+            self._sleep(len(batches) - 1)
+        return {
+            "order": self._order,
+            **self._asked(step=1),
+            "samples": self._seq,
+            "awake_s": self._awake_s,
+            "asleep_s": self._asleep_s,
+            "sleeps": self._adapted.sleeps,
+            "memory": self._memory(),
+            "course": self._course,
+        }
+
+    def _teach(self, videos: Sequence[Tuple[int, int]]) -> None:
+        first, batch = self._seq + 1, []
+        codes = [(thing, code) for thing, session in videos for code in self._codec.encode(*self._stream.video(thing, session))]
+        started = time.perf_counter()
+        for thing, code in codes:
+            self._seq += 1
+            count = self._seen[thing] = self._seen.get(thing, 0) + 1
+            every = self._learn.holdout_every
+            holdout = every > 0 and count % every == 0
+            batch.append(Entry(self._seq, "sample", first, sample_id_of(self._seq), thing, None, holdout, code.tobytes(), 0.0))
+        for _ in self._trainer.take(batch):
+            pass
+        self._awake_s += time.perf_counter() - started
+
+    def _sleep(self, number: int) -> None:
+        started = time.perf_counter()
+        for _ in self._trainer.sleep():
+            pass
+        self._asleep_s += time.perf_counter() - started
+        found = self._asked(ASKED_STEP)
+        self._course.append({"batch": number, "samples": self._seq, "asleep_s": self._asleep_s, **found})
+        console.print(
+            f"batch {number}: floor {found['floor']:.1f} %, adapted alone {found['adapted']:.1f} %, answers {found['accuracy']:.1f} %; "
+            f"{found['verdict']}; asleep {self._asleep_s:.0f} s"
+        )
+
+    def _asked(self, step: int) -> Dict[str, Any]:
+        """Accuracy (%) of the floor, of the adapted head alone, and of what would be published, on the sessions held out."""
+        snapshot, _ = self._trainer.candidate({thing: str(thing) for thing in self._seen}, 0.0)
+        head = self._adapted.head()
+        right: Dict[str, List[bool]] = {"floor": [], "adapted": [], "accuracy": []}
+        for thing, features, tokens in self._videos(step):
+            floor = np.argmax(features @ snapshot.analytic.weight + snapshot.analytic.bias, axis=1)
+            right["floor"] += [snapshot.class_ids[int(column)] == thing for column in floor]
+            right["accuracy"] += [snapshot.class_ids[int(column)] == thing for column in snapshot.predict(features, tokens).argmax(axis=1)]
+            if self._adapted.serving is not None:
+                scores = self._adapted.serving.features(tokens) @ head.weight + head.bias
+                right["adapted"] += [head.class_ids[int(column)] == thing for column in scores.argmax(axis=1)]
+        verdict = self._trainer.last_verdict
+        per_class = np.reshape(right["accuracy"], (len(objects50.OBJECTS), -1)).mean(axis=1)
+        return {
+            **{name: 100 * float(np.mean(answers)) if answers else None for name, answers in right.items()},
+            "per_class": [100 * float(value) for value in per_class],
+            "verdict": verdict.reason if verdict else "",
+        }
+
+    def _videos(self, step: int) -> Iterator[Tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+        for thing in range(len(objects50.OBJECTS)):
+            for session in self._held:
+                yield (thing, *self._stream.video(thing, session, step))
+
+    def _memory(self) -> Dict[str, int]:
+        """Bytes that learning holds between two steps, part by part, and what one micro-batch holds for its gradient on top."""
+        blocks = self._adapted.blocks
+        learned = sum(parameter.numel() * 4 for _, parameter in blocks.learned())
+        sums = (self._trainer.sums.gram.nbytes + self._trainer.sums.sums.nbytes) + self._adapted.sums_bytes()
+        parts = {
+            "replay": self._trainer.memory.used_bytes,
+            "holdout": self._trainer.holdout_bytes(),
+            "sums": sums,
+            "pretrained_blocks": parameter_bytes([self._base]),
+            "learned_change": 2 * learned,  # what learns and what answers
+            "gradient_and_optimizer": 3 * learned,
+        }
+        parts["all"] = sum(parts.values())
+        parts["activations_of_a_microbatch"] = self._activations()
+        return parts
+
+    def _activations(self) -> int:
+        """Bytes that autograd keeps for one micro-batch, weights not counted again."""
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self._adapted.blocks.parameters()}
+        kept: Dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        _, tokens = self._stream.video(0, self._taught[0])
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            answer = self._adapted.blocks(torch.from_numpy(tokens[: self._learn.microbatch]))
+        del answer
+        return sum(kept.values())
+
+
+def _result(
+    arguments: argparse.Namespace,
+    settings: config.Config,
+    codec: LatentCodec,
+    runs: Sequence[Dict[str, Any]],
+    taught: Sequence[int],
+    held: Sequence[int],
+) -> Dict[str, Any]:
+    means = {name: float(np.mean([run[name] for run in runs])) for name in ("accuracy", "floor", "adapted")}
+    return {
+        "machine": harness.machine(),
+        "stream": arguments.stream,
+        "split": settings.backbone.split,
+        "latents": str(codec),
+        "bytes_a_latent": codec.code_bytes,
+        "learn": dataclasses.asdict(settings.learn),
+        "sessions": {"taught": list(taught), "asked": list(held)},
+        "orders": arguments.orders,
+        "mean": means,
+        "std": float(np.std([run["accuracy"] for run in runs])),
+        "runs": list(runs),
+    }
+
+
+def _table(result: Dict[str, Any]) -> str:
+    lines = [
+        f"Stream {result['stream']}, split {result['split']}, latents {result['latents']}, sessions {result['sessions']['asked']} asked.",
+        "",
+        "| order | floor % | adapted alone % | answers % | sleeps | awake s | asleep s | learning's memory MB | activations MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in result["runs"]:
+        memory = run["memory"]
+        lines.append(
+            f"| {run['order']} | {run['floor']:.2f} | {run['adapted']:.2f} | {run['accuracy']:.2f} | {run['sleeps']} "
+            f"| {run['awake_s']:.0f} | {run['asleep_s']:.0f} | {memory['all'] / 1e6:.1f} | {memory['activations_of_a_microbatch'] / 1e6:.1f} |"
+        )
+    mean = result["mean"]
+    lines.append(f"| mean | {mean['floor']:.2f} | {mean['adapted']:.2f} | {mean['accuracy']:.2f} ± {result['std']:.2f} | | | | | |")
+    return "\n".join(lines) + "\n"
+
+
+def _plot(result: Dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for run in result["runs"]:
+        batches = [point["batch"] for point in run["course"]]
+        for name, colour in (("floor", "tab:grey"), ("adapted", "tab:orange"), ("accuracy", "tab:blue")):
+            label = f"order {run['order']}: {name}"
+            axes.plot(batches, [point[name] for point in run["course"]], color=colour, marker=".", alpha=0.7, label=label)
+    axes.set(xlabel="video", ylabel="accuracy on all 50 objects (%)", ylim=(0, 100))
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""A daemon whose split lies below the depth: it answers at once, learns its blocks in its sleep, and knows it all after a restart."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+import httpx
+import numpy as np
+import pytest
+
+import tiny
+from latentd.config import Config
+from latentd.errors import ConfigError
+from latentd.service.parts import Parts
+from latentd.service.supervisor import Daemon
+from service.fakes import WAIT_S, picture
+
+KINDS = ("striped", "dotted")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    tiny.backbone(tmp_path)
+    return settings(tmp_path)
+
+
+def settings(folder: Path, **flags: Any) -> Config:
+    usual = {
+        "backbone__split": 1,
+        "engine__order": "eager",
+        "http__bind": "127.0.0.1:0",
+        "energy__meters": "rapl",
+        "learn__codec": "int4",
+        "learn__codec_kind": "rotated",
+        "learn__token_grid": 3,
+        "learn__sleep_first": 8,
+        "learn__sleep_epochs": 0.5,
+        "learn__sleep_rank": 2,
+        "learn__holdout_every": 2,
+        "learn__sleep_threads": 1,
+    }
+    return tiny.settings(folder, **{**usual, **flags})
+
+
+class Running:
+    """A daemon around the tiny backbone, in a thread of its own."""
+
+    def __init__(self, config: Config) -> None:
+        self.daemon = Daemon(config)
+        self.parts: List[Parts] = []
+        start = self.daemon.start
+        self.daemon.start = lambda: self.parts.append(start()) or self.parts[-1]  # type: ignore[method-assign, func-returns-value]
+        self._thread = threading.Thread(target=self.daemon.run, daemon=True)
+        self._thread.start()
+        address = config.state_dir / "address"
+        while not address.exists() and self._thread.is_alive():
+            threading.Event().wait(0.005)
+        self.url = address.read_text().strip()
+
+    def post(self, path: str, seed: int, **request: Any) -> Dict[str, Any]:
+        headers = {"Content-Type": "image/png", "Prefer": "wait=10"}
+        answer = httpx.post(self.url + path, content=picture(seed), headers=headers, trust_env=False, timeout=WAIT_S, **request)
+        assert answer.status_code == 200, answer.text
+        found: Dict[str, Any] = answer.json()
+        return found
+
+    def get(self, path: str) -> Dict[str, Any]:
+        found: Dict[str, Any] = httpx.get(self.url + path, trust_env=False, timeout=WAIT_S).json()
+        return found
+
+    def wait_for_sleep(self, sleeps: int) -> None:
+        while self.get("/v1/status")["version"] < sleeps:
+            threading.Event().wait(0.01)
+
+    def end(self) -> None:
+        assert self.daemon._server is not None
+        self.daemon._server.leave()
+        self._thread.join(2 * WAIT_S)
+        assert not self._thread.is_alive(), "the daemon did not end"
+
+
+@pytest.fixture
+def running() -> Iterator[Any]:
+    made: List[Running] = []
+
+    def start(config: Config) -> Running:
+        made.append(Running(config))
+        return made[-1]
+
+    yield start
+    for daemon in made:
+        if daemon._thread.is_alive():
+            daemon.end()
+
+
+def teach(daemon: Running, count: int, first: int = 0) -> None:
+    for seed in range(first, first + count):
+        assert daemon.post("/v1/learn", seed, params={"label": KINDS[seed % 2]})["results"][0]["state"] == "learned"
+
+
+def test_it_learns_awake_and_asleep_and_knows_it_after_a_restart(running: Any, config: Config) -> None:
+    daemon = running(config)
+    teach(daemon, 24)
+    daemon.wait_for_sleep(25)  # 24 requests and one sleep
+    adapted = daemon.parts[0].learner
+    assert adapted.status().state in {"sleeping", "idle", "learning", "yielding"}
+    before = [daemon.post("/v1/classify", seed)["results"][0]["predictions"] for seed in range(4)]
+    version = daemon.get("/v1/status")["version"]
+    daemon.end()
+
+    again = running(config)
+    after = [again.post("/v1/classify", seed)["results"][0]["predictions"] for seed in range(4)]
+    assert again.get("/v1/status")["version"] >= version
+    for one, other in zip(before, after):
+        assert [prediction["label"] for prediction in one] == [prediction["label"] for prediction in other]
+        np.testing.assert_allclose(
+            [prediction["probability"] for prediction in one], [prediction["probability"] for prediction in other], atol=0.02
+        )
+
+
+def test_the_memory_says_how_tokens_are_stored(running: Any, config: Config) -> None:
+    daemon = running(config)
+    assert daemon.get("/v1/memory")["codec"] == "int8 token + int4 rotated (10 tokens)"
+
+
+def test_latents_of_another_split_are_not_mixed(running: Any, config: Config, tmp_path: Path) -> None:
+    daemon = running(config)
+    teach(daemon, 1)
+    daemon.end()
+    with pytest.raises(ConfigError, match="split was 1, now 2"):
+        Daemon(settings(tmp_path, backbone__split=2)).start()
+
+
+def test_a_grid_that_does_not_fit_the_patches_stops_the_start_and_names_those_that_do(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="1, 2, 3, 6 fit"):
+        Daemon(settings(tmp_path, learn__token_grid=4)).start()
