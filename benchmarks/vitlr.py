@@ -258,7 +258,8 @@ def _table(result: Dict[str, Any]) -> str:
         memory = run["memory"]
         lines.append(
             f"| {run['order']} | {run['floor']:.2f} | {run['adapted']:.2f} | {run['accuracy']:.2f} | {run['sleeps']} "
-            f"| {run['awake_s']:.0f} | {run['asleep_s']:.0f} | {memory['all'] / 1e6:.1f} | {memory['activations_of_a_microbatch'] / 1e6:.1f} |"
+            f"| {run['awake_s']:.0f} | {run['asleep_s']:.0f} | {memory['all'] / 1e6:.1f} "
+            f"| {memory['activations_of_a_microbatch'] / 1e6:.1f} |"
         )
     mean = result["mean"]
     lines.append(f"| mean | {mean['floor']:.2f} | {mean['adapted']:.2f} | {mean['accuracy']:.2f} ± {result['std']:.2f} | | | | | |")
