@@ -95,7 +95,7 @@ def test_one_class_alone_is_nothing_to_learn(base: UpperBlocks) -> None:
 
 def test_sleep_makes_the_blocks_find_what_the_pretrained_ones_overlook(base: UpperBlocks) -> None:
     settings = dataclasses.replace(SETTINGS, epochs=0.01)
-    barely, well = Adapted(base, CODEC, settings), Adapted(base, CODEC, dataclasses.replace(SETTINGS, epochs=20.0))
+    barely, well = Adapted(base, CODEC, settings), Adapted(base, CODEC, dataclasses.replace(SETTINGS, epochs=5.0))
     memory, asked = filled(200), held(100)
     for adapted in (barely, well):
         run(adapted.sleep(memory, asked, 200))

@@ -77,7 +77,7 @@ class Adapted:
         self.learned_at = 0  # samples that had been learned when the last sleep began
         self.serving: Optional[UpperBlocks] = None
         self.blocks = RankedBlocks(base, settings.rank, settings.seed)
-        self._sums = RidgeSums(2 * base.width)
+        self._sums = RidgeSums(base.features_width)
         self._holdout: Dict[str, Features] = {}
         self._life = 0  # a sleep that began in an earlier one is void
 
@@ -103,7 +103,7 @@ class Adapted:
         self._life += 1
         self.serving, self.learned_at = None, 0
         self.blocks = RankedBlocks(self._base, self._settings.rank, self._settings.seed)
-        self._sums, self._holdout = RidgeSums(2 * self._base.width), {}
+        self._sums, self._holdout = RidgeSums(self._base.features_width), {}
 
     # --- asleep -------------------------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class Adapted:
             yield step
             if life != self._life:
                 return
-        serving, sums = self.blocks.frozen(), RidgeSums(2 * self._base.width)
+        serving, sums = self.blocks.frozen(), RidgeSums(self._base.features_width)
         holdout: Dict[str, Features] = {}
         for step in self._refit(serving, sums, holdout, memory, held):
             yield step
@@ -138,7 +138,7 @@ class Adapted:
     def _train(self, memory: ReplayMemory, rng: np.random.Generator) -> Iterator[int]:
         class_ids = sorted(memory.counts())
         column = {class_id: index for index, class_id in enumerate(class_ids)}
-        classifier = nn.Linear(2 * self._base.width, len(class_ids))
+        classifier = nn.Linear(self._base.features_width, len(class_ids))
         with torch.no_grad():
             classifier.weight.zero_()
             classifier.bias.zero_()
@@ -195,7 +195,7 @@ class Adapted:
 
     def opinion(self, head: LinearHead, held: Sequence[str]) -> Opinion:
         """What that head says of these hold-out samples."""
-        width = 2 * self._base.width
+        width = self._base.features_width
         rows = np.stack([self._holdout[sample_id] for sample_id in held]) if held else np.zeros((0, width), np.float32)
         return Opinion(head.class_ids, rows @ head.weight + head.bias, TEMPERATURES)
 

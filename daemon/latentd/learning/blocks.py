@@ -1,7 +1,7 @@
 """The blocks above the split as modules: the pretrained ones, and the low-rank change that learning makes to them.
 
-Tokens (B, N, D) go in, and out come (B, 2D): class token and mean of the others, through the final norm. Owned by the learner thread;
-`RankedBlocks.frozen` gives what other threads may call. B images, N tokens, D width.
+Tokens (B, N, D) go in, and out come features (B, F): the class token after each of the blocks and the mean patch token after the last, all
+through the final norm. Owned by the learner thread; `RankedBlocks.frozen` gives what other threads may call. B images, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ _NORMS = ("norm1", "norm2")
 
 
 class UpperBlocks(nn.Module):
-    """Blocks split+1..depth and the final norm, frozen: (B, N, D) -> (B, 2D). `lead`: tokens before the patches."""
+    """Blocks split+1..depth and the final norm, frozen: (B, N, D) -> (B, F). `lead`: tokens before the patches; `features_width`: F.
+
+    The class tokens of all the blocks are given, not only of the last: a closed-form head on them is several points better, and each block
+    gets a gradient of its own.
+    """
 
     def __init__(self, shape: VitShape, split: int) -> None:
         super().__init__()
         self.lead = 1 + shape.registers
-        self.width = shape.width
+        self.features_width = (shape.depth - split + 1) * shape.width
         self.blocks = nn.ModuleList(Block(shape, index) for index in range(split, shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        seen: List[Tensor] = []
         for block in self.blocks:
             tokens = block(tokens)
-        return self.gathered(tokens)
-
-    def gathered(self, tokens: Tensor) -> Tensor:
-        """Tokens of the last block -> class token and mean patch token after the final norm, (B, N, D) -> (B, 2D)."""
-        normal = self.norm(tokens)
-        return torch.cat([normal[:, 0], normal[:, self.lead :].mean(dim=1)], dim=1)  # (B, 2D)
+            seen.append(tokens[:, 0])
+        class_tokens = self.norm(torch.stack(seen, dim=1))  # (B, K, D)
+        return torch.cat([class_tokens.flatten(1), self.norm(tokens[:, self.lead :]).mean(dim=1)], dim=1)  # (B, F)
 
     def features(self, tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, N, D) -> (B, 2D), without gradients; any thread."""
+        """(B, N, D) -> (B, F), without gradients; any thread."""
         with torch.inference_mode():
             found: NDArray[np.float32] = self(torch.from_numpy(tokens)).numpy()
         return found
@@ -85,7 +87,7 @@ class RankedBlocks(UpperBlocks):
     def __init__(self, base: UpperBlocks, rank: int, seed: int) -> None:
         nn.Module.__init__(self)
         generator = torch.Generator().manual_seed(seed)
-        self.lead, self.width = base.lead, base.width
+        self.lead, self.features_width = base.lead, base.features_width
         self.blocks = nn.ModuleList(_ranked(cast(Block, block), rank, generator) for block in base.blocks)
         self.norm = _own(base.norm)
 
@@ -98,7 +100,7 @@ class RankedBlocks(UpperBlocks):
         """An independent copy of what is learned, for answering; the base stays shared."""
         copy = RankedBlocks.__new__(RankedBlocks)
         nn.Module.__init__(copy)
-        copy.lead, copy.width = self.lead, self.width
+        copy.lead, copy.features_width = self.lead, self.features_width
         copy.blocks = nn.ModuleList(_copied(cast(Block, block)) for block in self.blocks)
         copy.norm = _own(self.norm)
         return copy.eval().requires_grad_(False)
