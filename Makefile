@@ -11,7 +11,7 @@ STAMP := $(VENV)/.made-for-$(VERSION)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-browser check bench-elpv bench-nicv2 bench-serving clean
+.PHONY: help demo run test test-browser check bench-elpv bench-nicv2 bench-serving bench-codec clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ bench-vitlr: $(STAMP) ## the same stream with the blocks above the split learnin
 
 bench-serving: $(STAMP) backbone ## latency and throughput against the bare engine
 	@$(RUN) benchmarks/serving.py --out $(OUT)/serving.json $(ARGS)
+
+bench-codec: $(STAMP) backbone ## what each codec loses, its bytes, and its time beside a training step
+	@$(RUN) benchmarks/codec.py --out $(OUT)/codec.json $(ARGS)
 
 clean: ## remove the environment, results and caches; never the state or the weights
 	rm -rf $(VENV) $(OUT) build daemon/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -91,7 +91,9 @@ class LearnConfig:
         choices=("fp32", "fp16", "int8", "int7", "int6", "int5", "int4", "int3", "int2"),
     )
     codec_kind: str = setting(
-        "token", "range of the quantizer: per tensor, per token, or rotated (Hadamard + Lloyd-Max)", choices=("tensor", "token", "rotated")
+        "token",
+        "quantizer: one range for all (tensor), one a token, rotated (Hadamard + Lloyd-Max), or spatial (across patches too; needs tokens)",
+        choices=("tensor", "token", "rotated", "spatial"),
     )
     replay_bytes: int = setting(48 << 20, "budget of the replay memory", "bytes", 1 << 14, 1 << 36)
     holdout_every: int = setting(

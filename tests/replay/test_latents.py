@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from latentd.replay.codec import make_codec
+from latentd.replay.codec import CodecSpec, calibrated, make_codec
 from latentd.replay.latents import LatentCodec, make_latent_codec
 
 FEATURES, TOKENS = (4, 16), (9, 16)
@@ -28,14 +28,16 @@ def test_features_alone_are_stored_as_the_plain_codec_stores_them() -> None:
     np.testing.assert_array_equal(codec.decode_features(codes), plain.decode(codes).reshape(5, 64))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("fp32", "token"), ("int8", "token"), ("int4", "rotated"), ("int3", "rotated")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("fp32", "token"), ("int8", "token"), ("int4", "rotated"), ("int3", "rotated"), ("int2", "spatial")]
+)
 def test_features_and_tokens_come_back_from_one_code(name: str, kind: str) -> None:
     codec = make_latent_codec(name, kind, FEATURES, TOKENS, seed=1)
     features, tokens = gaussian(5, 64), gaussian(5, *TOKENS, seed=1)
     codes = codec.encode(features, tokens)
     tokens_codec = make_codec(name, kind, *TOKENS, 1)
     assert codes.shape == (5, codec.code_bytes)
-    assert codec.code_bytes == codec.features.code_bytes(*FEATURES) + tokens_codec.code_bytes(*TOKENS)
+    assert codec.code_bytes == codec.features.code_bytes + tokens_codec.code_bytes
     np.testing.assert_array_equal(codec.decode_tokens(codes), tokens_codec.decode(tokens_codec.encode(tokens)))
     assert np.abs(codec.decode_features(codes) - features).max() < 0.02
     assert codec.decode_features(codes).shape == (5, 64)
@@ -47,6 +49,12 @@ def test_tokens_in_few_bits_leave_the_features_precise() -> None:
     assert str(make_latent_codec("int2", "rotated", FEATURES).features.spec) == "int2 rotated"
 
 
+def test_a_codec_across_patches_is_refused_where_no_patches_are_kept() -> None:
+    with pytest.raises(ValueError, match="tokens of patches"):
+        make_latent_codec("int4", "spatial", FEATURES)
+    assert str(make_latent_codec("fp16", "spatial", FEATURES)) == "fp16"
+
+
 def test_a_codec_says_what_it_is() -> None:
     assert str(make_latent_codec("int8", "token", FEATURES)) == "int8 token"
     assert str(make_latent_codec("int4", "rotated", FEATURES, TOKENS)) == "int8 token + int4 rotated (9 tokens)"
@@ -55,11 +63,11 @@ def test_a_codec_says_what_it_is() -> None:
 
 def test_calibration_goes_to_the_tokens_where_they_are_kept() -> None:
     tokens = gaussian(8, *TOKENS)
-    codec = make_latent_codec("int8", "tensor", FEATURES, TOKENS, calibration=tokens)
+    codec = make_latent_codec("int8", "tensor", FEATURES, TOKENS, parameters=lambda spec: calibrated(spec, tokens))
     assert codec.tokens is not None
     assert codec.tokens.parameters.tolist() == [tokens.min(), tokens.max()]
     features = gaussian(8, *FEATURES)
-    alone = make_latent_codec("int8", "tensor", FEATURES, calibration=features)
+    alone = make_latent_codec("int8", "tensor", FEATURES, parameters=lambda spec: calibrated(spec, features))
     assert alone.features.parameters.tolist() == [features.min(), features.max()]
 
 
@@ -92,7 +100,11 @@ def test_what_does_not_fit_is_refused(with_tokens: bool) -> None:
 
 # --- identity ---
 
-USUAL: Dict[str, Any] = {"name": "int4", "kind": "rotated", "features": FEATURES, "tokens": TOKENS, "seed": 0, "calibration": None}
+USUAL: Dict[str, Any] = {"name": "int4", "kind": "rotated", "features": FEATURES, "tokens": TOKENS, "seed": 0}
+
+
+def on_tokens(spec: CodecSpec) -> npt.NDArray[np.float32]:
+    return calibrated(spec, gaussian(4, *TOKENS))
 
 
 def identity(**changes: Any) -> Dict[str, Any]:
@@ -101,8 +113,7 @@ def identity(**changes: Any) -> Dict[str, Any]:
 
 def test_codecs_made_alike_have_one_identity_even_over_json() -> None:
     assert json.loads(json.dumps(identity())) == identity()
-    calibration = gaussian(4, *TOKENS)
-    assert json.loads(json.dumps(identity(calibration=calibration))) == identity(calibration=calibration)
+    assert json.loads(json.dumps(identity(parameters=on_tokens))) == identity(parameters=on_tokens)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +122,12 @@ def test_codecs_made_alike_have_one_identity_even_over_json() -> None:
         {"name": "int3"},
         {"name": "fp32"},
         {"kind": "token"},
+        {"kind": "spatial"},
         {"features": (3, 16)},
         {"tokens": (10, 16)},
         {"tokens": None},
         {"seed": 1},
-        {"calibration": gaussian(4, *TOKENS)},
+        {"parameters": on_tokens},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
 import httpx
+import numpy as np
 import pytest
 
 from latentd.config import Config, EnergyConfig, HttpConfig, LearnConfig, StateConfig
 from latentd.engines.choose import Attempt, Choice
 from latentd.errors import ConfigError, EngineError, StateInUse
+from latentd.replay.records import NewSample
 from latentd.service import building
+from latentd.service.parts import Parts
 from latentd.service.supervisor import Daemon
 from latentd.vision import checkpoints
+from latentd.vision.probe import probe_images
 from service.fakes import SPEC, WAIT_S, FakeStage, picture
 
 
@@ -176,7 +180,7 @@ def test_a_start_that_fails_leaves_nothing_running_and_the_folder_free(
 
 def test_latents_of_another_backbone_are_never_mixed_in(config: Config, stages: List[FakeStage], monkeypatch: pytest.MonkeyPatch) -> None:
     first = Daemon(config)
-    first.start()
+    admit(first.start())
     first.stop()
     monkeypatch.setattr(building, "stage_spec", lambda config, backbone: replace(SPEC, backbone_sha256="0" * 64))
     with pytest.raises(ConfigError, match="backbone_sha256 was ffff") as refused:
@@ -184,9 +188,49 @@ def test_latents_of_another_backbone_are_never_mixed_in(config: Config, stages: 
     assert "--state-dir" in refused.value.hint
 
 
-def test_a_codec_that_needs_calibration_is_a_configuration_error(config: Config, stages: List[FakeStage]) -> None:
+def test_a_state_folder_without_anything_taught_takes_any_codec(config: Config, stages: List[FakeStage]) -> None:
+    for kind in ("token", "rotated", "tensor"):
+        daemon = Daemon(with_codec(config, kind))
+        parts = daemon.start()
+        assert parts.learner.memory().codec == f"int8 {kind}"
+        if kind == "tensor":
+            admit(parts)
+        daemon.stop()
+    with pytest.raises(ConfigError, match="codec was int8 tensor, now int8 token"):
+        Daemon(with_codec(config, "token")).start()
+
+
+def test_a_codec_that_needs_calibration_gets_it_from_probe_images_once(config: Config, stages: List[FakeStage]) -> None:
+    first = Daemon(with_codec(config, "tensor"))
+    parts = first.start()
+    features = stages[0].encode(probe_images(SPEC.image_size)).features
+    assert parts.codec.features.parameters.tolist() == [features.min(), features.max()]
+    admit(parts)
+    first.stop()
+    assert len(stages) == 1, "the stage that serves is the one that measures"
+    second = Daemon(with_codec(config, "tensor"))
+    again = second.start()
+    assert again.codec.identity() == parts.codec.identity()
+    assert stages[1].batches == [], "a calibration that is there is read, not measured"
+    second.stop()
+    (config.state_dir / "calibration.safetensors").unlink()
+    with pytest.raises(ConfigError, match="calibration"):
+        Daemon(with_codec(config, "tensor")).start()
+
+
+def test_a_codec_across_patches_is_a_configuration_error_where_the_head_alone_learns(config: Config, stages: List[FakeStage]) -> None:
     with pytest.raises(ConfigError, match="codec_kind"):
-        Daemon(replace(config, learn=LearnConfig(codec_kind="tensor"))).start()
+        Daemon(with_codec(config, "spatial")).start()
+
+
+def with_codec(config: Config, kind: str) -> Config:
+    return replace(config, learn=replace(config.learn, codec_kind=kind))
+
+
+def admit(parts: Parts) -> None:
+    """Admits one image that nobody saw, and waits until it is durable."""
+    features = np.random.default_rng(0).random(SPEC.features_width, dtype=np.float32)
+    parts.journal.admit([NewSample("cat", parts.codec.encode(features[None])[0].tobytes(), features, "0" * 64)]).result(WAIT_S)
 
 
 def test_joules_counted_by_the_run_before_are_carried_on(config: Config, stages: List[FakeStage]) -> None:

@@ -32,6 +32,17 @@ _FAILURES = (JournalError, sqlite3.Error, ValueError, LookupError, TypeError)
 _Command = Tuple[Callable[[], Any], "Future[Any]"]
 
 
+def holds_anything(path: Path) -> bool:
+    """Whether the journal in this file, which nobody has open, has an entry. Raises JournalError for a damaged one."""
+    if not path.exists():
+        return False
+    store = Store(path)
+    try:
+        return int(store.get("m/seq") or 0) > 0
+    finally:
+        store.close()
+
+
 class Journal:
     """Commands in, futures out; see the module docstring.
 

@@ -5,11 +5,11 @@ row of bytes. A LatentCodec is immutable after construction: any thread may use 
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 
-from latentd.replay.codec import Codec, make_codec
+from latentd.replay.codec import Codec, CodecSpec, calibrated, codec_spec, open_codec
 from latentd.replay.packing import Bytes
 from latentd.replay.rotation import Floats
 
@@ -49,8 +49,8 @@ class LatentCodec:
         self.features = features
         self.tokens = tokens
         self._pool = pool
-        self._features_bytes = _bytes_of(features)
-        self.code_bytes = self._features_bytes + (_bytes_of(tokens) if tokens else 0)
+        self._features_bytes = features.code_bytes
+        self.code_bytes = self._features_bytes + (tokens.code_bytes if tokens else 0)
 
     def __str__(self) -> str:
         if self.tokens is None:
@@ -106,22 +106,25 @@ def make_latent_codec(
     features: Tuple[int, int],
     tokens: Optional[Tuple[int, int]] = None,
     seed: int = 0,
-    calibration: Optional[Floats] = None,
+    parameters: Callable[[CodecSpec], Floats] = calibrated,
     pool: Optional[TokenPool] = None,
 ) -> LatentCodec:
-    """A new codec for latents whose features have shape (m, D) and whose tokens, if any are kept, (N, D).
+    """A codec for latents whose features have shape (m, D) and whose tokens, if any are kept, (N, D).
 
-    name, kind, seed and calibration are make_codec's, and mean the tokens where they are kept: features are a hundredth of such a latent's
-    bytes and the whole of the closed-form head, so they stay at eight bits or as floats. Raises ValueError as make_codec does.
+    name, kind and seed are codec_spec's, and mean the tokens where they are kept: features are a hundredth of such a latent's bytes and the
+    whole of the closed-form head, so they stay at eight bits or as floats. parameters: gives what a codec of this spec is calibrated with.
+    Raises ValueError for an unknown name or kind, and for one that needs calibration or a grid of patches where there is none.
     """
     if tokens is None:
-        return LatentCodec(make_codec(name, kind, *features, seed, calibration))
-    precise = make_codec(name if name.startswith("fp") else "int8", "token", *features)
-    return LatentCodec(precise, make_codec(name, kind, *tokens, seed, calibration), pool)
+        if kind == "spatial" and not name.startswith("fp"):
+            raise ValueError("kind 'spatial' is for the tokens of patches, and none are kept while only the head learns")
+        return LatentCodec(_codec(codec_spec(name, kind, *features, seed), parameters))
+    precise = codec_spec(name if name.startswith("fp") else "int8", "token", *features)
+    return LatentCodec(_codec(precise), _codec(codec_spec(name, kind, *tokens, seed), parameters), pool)
 
 
-def _bytes_of(codec: Codec) -> int:
-    return codec.code_bytes(codec.spec.tokens, codec.spec.width)
+def _codec(spec: CodecSpec, parameters: Callable[[CodecSpec], Floats] = calibrated) -> Codec:
+    return open_codec(spec, parameters(spec))
 
 
 def _identity(prefix: str, codec: Optional[Codec]) -> Dict[str, Any]:

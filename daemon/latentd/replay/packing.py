@@ -15,7 +15,7 @@ Bytes = npt.NDArray[np.uint8]
 
 # Reading value by value costs a shift and a mask each; one look-up of a wider field gives 2 or 4 values at once. The widest field, 14 bits,
 # keeps its table inside a core's L2 cache.
-_VALUES_PER_FIELD = {2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 7: 2, 8: 1}
+_VALUES_PER_FIELD = {1: 4, 2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 7: 2, 8: 1}
 _OPAQUE = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 
@@ -27,7 +27,7 @@ def packed_bytes(count: int, bits: int) -> int:
 def pack(values: Bytes, bits: int) -> Bytes:
     """Rows of values below 2**bits as rows of bytes.
 
-    values: (R, V) uint8, bits: 2 to 8 -> (R, packed_bytes(V, bits)). Bits after the last value are zero.
+    values: (R, V) uint8, bits: 1 to 8 -> (R, packed_bytes(V, bits)). Bits after the last value are zero.
     """
     R, V = values.shape
     if bits == 8:
@@ -51,7 +51,7 @@ class FieldTable:
 
     def __init__(self, levels: npt.NDArray[np.generic], bits: int) -> None:
         if bits not in _VALUES_PER_FIELD or levels.shape != (1 << bits,):
-            raise ValueError(f"a table for {bits} bits needs 2 to 8 bits and {1 << bits} levels, not {levels.shape}")
+            raise ValueError(f"a table for {bits} bits needs 1 to 8 bits and {1 << bits} levels, not {levels.shape}")
         self._bits = bits
         self._values = _VALUES_PER_FIELD[bits]
         self._field_bits = self._values * bits

@@ -10,7 +10,7 @@ import logging
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 from latentd.config import Config
 from latentd.energy.ledger import EnergyLedger
@@ -25,13 +25,14 @@ from latentd.learning.learner import Learner, LearnerSettings
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
-from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
+from latentd.replay.latents import LatentCodec
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
 from latentd.service.metrics import Metrics
 from latentd.service.parts import Parts
 from latentd.service.pipeline import Pipeline
 from latentd.service.readiness import Readiness
+from latentd.service.storing import latent_codec, origin
 from latentd.vision import checkpoints, images
 from latentd.vision.probe import probe_images
 
@@ -49,10 +50,11 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     metrics = Metrics()
     backbone = checkpoints.find(config.cache_dir, config.backbone.name)
     spec = stage_spec(config, backbone)
-    codec = _codec(config, spec, backbone)
+    choice_of = functools.lru_cache(maxsize=1)(lambda: choose(config, backbone))  # before its turn only where latents are measured
+    codec = latent_codec(config, spec, backbone, lambda: choice_of().stage)
     journal = _journal(config, spec, codec, metrics, until_stop)
     ledger, meters = _energy(config, journal, until_stop)
-    choice = choose(config, backbone)
+    choice = choice_of()
     capacity = max(config.engine.queue_images, config.http.max_images)
     batcher = Batcher(choice.stage, ledger, metrics, max_batch=config.engine.max_batch, capacity=capacity, on_death=on_death)
     batcher.start()
@@ -76,20 +78,6 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     )
 
 
-def _codec(config: Config, spec: StageSpec, backbone: checkpoints.Backbone) -> LatentCodec:
-    """How latents are stored: class tokens, and with a split below the full depth the tokens after it as well."""
-    learn, features = config.learn, (spec.class_tokens, spec.width)
-    try:
-        if not config.backbone.split or spec.split == backbone.shape.depth:
-            return make_latent_codec(learn.codec, learn.codec_kind, features, seed=learn.seed)
-        shape = backbone.shape
-        pool = TokenPool(1 + shape.registers, shape.side(spec.image_size), learn.token_grid)
-        return make_latent_codec(learn.codec, learn.codec_kind, features, (pool.tokens, spec.width), learn.seed, pool=pool)
-    except ValueError as cause:
-        chosen = f"learn.codec_kind = {learn.codec_kind}, learn.token_grid = {learn.token_grid}"
-        raise ConfigError(f"{chosen}: {cause}", hint="Change these keys; `latentd config show` lists what they may be.") from cause
-
-
 def _journal(config: Config, spec: StageSpec, codec: LatentCodec, metrics: Metrics, until_stop: ExitStack) -> Journal:
     limits = JournalLimits(
         budget_bytes=config.state.journal_bytes,
@@ -109,16 +97,9 @@ def _journal(config: Config, spec: StageSpec, codec: LatentCodec, metrics: Metri
 
 def _require_same_latents(journal: Journal, config: Config, spec: StageSpec, codec: LatentCodec) -> None:
     """Latents of another backbone or codec mean nothing here: refuses to mix them. Raises ConfigError."""
-    mine: Dict[str, Any] = {
-        "backbone": spec.backbone_name,
-        "backbone_sha256": spec.backbone_sha256,
-        "image_size": spec.image_size,
-        "class_tokens": spec.class_tokens,
-        **codec.identity(),
-        **({"split": spec.split} if codec.tokens else {}),
-    }
+    mine = {**origin(spec, codec.tokens is not None), **codec.identity()}
     theirs = journal.counters("latents").result(STOP_S)
-    if not theirs:
+    if not theirs or journal.status().head_seq == 0:
         journal.put_counters("latents", mine).result(STOP_S)
         return
     # State folders that name no shape hold class tokens, stored without calibration.

@@ -1,0 +1,218 @@
+"""The quantizers behind the codecs: values into packed bits and back. Immutable after construction: any thread, nothing blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from latentd.replay.packing import Bytes, FieldTable, pack, packed_bytes
+from latentd.replay.rotation import Floats, Rotation, lloyd_max
+
+LIMIT = float(np.finfo(np.float16).max)
+# Decoding works on so many values at a time: one ViT-S latent. Its temporaries then stay in a core's L2 cache.
+_CHUNK_VALUES = 1 << 17
+SCALE = np.dtype("<f2")
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """What one needs to know, besides the parameters, to read a code: equal specs and parameters read each other's codes.
+
+    name: fp32, fp16, int8 ... int2. kind: float, tensor, token, rotated. tokens, width: N, D of a latent. seed: of the rotation.
+    """
+
+    name: str
+    kind: str
+    tokens: int
+    width: int
+    seed: int = 0
+
+    @property
+    def bits(self) -> int:
+        """Bits a value, scales not counted."""
+        return int(self.name.lstrip("intfp"))
+
+    def __str__(self) -> str:
+        return self.name if self.kind == "float" else f"{self.name} {self.kind}"
+
+
+class ArrayCodec(ABC):
+    """What all kinds share: checks, and the walk over a batch. Each sets code_bytes."""
+
+    code_bytes: int
+
+    def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
+        self.spec = spec
+        self.parameters = parameters
+
+    def encode(self, latents: Floats) -> Bytes:
+        spec = self.spec
+        if latents.shape[1:] != (spec.tokens, spec.width):
+            raise ValueError(f"this codec stores latents of shape {(spec.tokens, spec.width)}, not {latents.shape[1:]}")
+        codes = np.empty((len(latents), self.code_bytes), np.uint8)
+        # One by one, so that every matrix product has the same shape and a code the same bits in every batch.
+        for latent, code in zip(latents, codes):
+            if not np.isfinite(latent).all():
+                raise ValueError("a latent with NaN or infinity can't be stored: check the frozen stage before encoding")
+            self._encode(np.ascontiguousarray(latent, dtype=np.float32), code)
+        return codes
+
+    def decode(self, codes: Bytes) -> Floats:
+        spec = self.spec
+        if codes.ndim != 2 or codes.shape[1] != self.code_bytes:
+            raise ValueError(f"a code of {spec} has {self.code_bytes} bytes, not {codes.shape[1:]}")
+        latents = np.empty((len(codes), spec.tokens, spec.width), np.float32)
+        chunk = max(1, _CHUNK_VALUES // (spec.tokens * spec.width))
+        for start in range(0, len(codes), chunk):
+            self._decode(np.ascontiguousarray(codes[start : start + chunk]), latents[start : start + chunk])
+        return latents
+
+    @abstractmethod
+    def _encode(self, latent: Floats, code: Bytes) -> None:
+        """Finite latent (N, D) into code (code_bytes,)."""
+
+    @abstractmethod
+    def _decode(self, codes: Bytes, latents: Floats) -> None:
+        """codes (R, code_bytes) into latents (R, N, D); both contiguous."""
+
+
+class FloatCodec(ArrayCodec):
+    """fp32 or fp16, little-endian, as they are."""
+
+    def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
+        super().__init__(spec, parameters)
+        self._type = np.dtype("<f4" if spec.name == "fp32" else "<f2")
+        self.code_bytes = spec.tokens * spec.width * self._type.itemsize
+
+    def _encode(self, latent: Floats, code: Bytes) -> None:
+        values = latent if self._type.itemsize == 4 else np.clip(latent, -LIMIT, LIMIT)
+        code[...] = values.astype(self._type).reshape(-1).view(np.uint8)
+
+    def _decode(self, codes: Bytes, latents: Floats) -> None:
+        latents[...] = codes.view(self._type).reshape(latents.shape)
+
+
+class Quantizer(ArrayCodec):
+    """Shared by the packed kinds: values first, `_scales` FP16 numbers a token behind them."""
+
+    _scales = 0
+
+    def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
+        super().__init__(spec, parameters)
+        self.code_bytes = packed_bytes(spec.tokens * spec.width, spec.bits) + spec.tokens * self._scales * SCALE.itemsize
+
+    def _write(self, code: Bytes, values: npt.NDArray[np.integer], *scales: npt.NDArray[np.float16]) -> None:
+        body = len(code) - self.spec.tokens * self._scales * SCALE.itemsize
+        code[:body] = pack(values.astype(np.uint8).reshape(1, -1), self.spec.bits)[0]
+        if scales:
+            code[body:] = np.concatenate([scale.reshape(-1) for scale in scales]).astype(SCALE).view(np.uint8)
+
+    def _read_scales(self, codes: Bytes) -> Floats:
+        """(R, code_bytes) -> (scales, R, N, 1)."""
+        N = self.spec.tokens
+        tail = np.ascontiguousarray(codes[:, codes.shape[1] - N * self._scales * SCALE.itemsize :]).view(SCALE)
+        return tail.astype(np.float32).reshape(len(codes), self._scales, N, 1).transpose(1, 0, 2, 3)
+
+    def _read_values(self, codes: Bytes, table: Optional[FieldTable], out: Floats) -> None:
+        """Values of codes (R, code_bytes) as levels of the table into out (R, N, D); no table: the plain numbers of 8 bits."""
+        R = len(codes)
+        flat = out.reshape(R, -1)
+        packed = codes[:, : packed_bytes(flat.shape[1], self.spec.bits)]
+        if table is None:
+            flat[...] = packed
+        else:
+            table.read(np.ascontiguousarray(packed), flat)
+
+
+class TensorCodec(Quantizer):
+    """One calibrated range [low, high] for all values; what lies outside is clipped."""
+
+    def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
+        super().__init__(spec, parameters)
+        self._low, self._high = np.float32(parameters[0]), np.float32(parameters[1])
+        self._step = (self._high - self._low) / np.float32((1 << spec.bits) - 1)
+        levels = self._low + self._step * np.arange(1 << spec.bits, dtype=np.float32)
+        self._table = FieldTable(levels, spec.bits) if spec.bits < 8 else None
+
+    def _encode(self, latent: Floats, code: Bytes) -> None:
+        inside = np.clip(latent, self._low, self._high)
+        self._write(code, np.rint((inside - self._low) / self._step).astype(np.uint8))
+
+    def _decode(self, codes: Bytes, latents: Floats) -> None:
+        self._read_values(codes, self._table, latents)
+        if self._table is None:
+            latents *= self._step
+            latents += self._low
+
+
+class TokenCodec(Quantizer):
+    """One range a token: its least value, rounded down, and the step, rounded up, so that no value of the token is clipped."""
+
+    _scales = 2
+
+    def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
+        super().__init__(spec, parameters)
+        self._top = (1 << spec.bits) - 1
+        self._table = FieldTable(np.arange(1 << spec.bits, dtype=np.float32), spec.bits) if spec.bits < 8 else None
+
+    def _encode(self, latent: Floats, code: Bytes) -> None:
+        tokens = np.clip(latent, -LIMIT, LIMIT)
+        low = _half(tokens.min(axis=1, keepdims=True), -np.inf)  # (N, 1)
+        offsets = tokens - low.astype(np.float32)
+        step = _half(offsets.max(axis=1, keepdims=True) / np.float32(self._top), np.inf)
+        places = np.rint(offsets / divisor(step))
+        self._write(code, np.minimum(places, self._top).astype(np.uint8), low, step)
+
+    def _decode(self, codes: Bytes, latents: Floats) -> None:
+        low, step = self._read_scales(codes)
+        self._read_values(codes, self._table, latents)
+        latents *= step
+        latents += low
+
+
+class RotatedCodec(Quantizer):
+    """Rotated tokens in units of their root mean square, each value at the nearest Lloyd-Max level."""
+
+    _scales = 1
+
+    def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
+        super().__init__(spec, parameters)
+        self._rotation = Rotation(spec.width, spec.seed)
+        self._levels = lloyd_max(spec.bits)
+        self._table = FieldTable(self._levels.levels, spec.bits)
+
+    def _encode(self, latent: Floats, code: Bytes) -> None:
+        tokens = np.clip(latent, -LIMIT, LIMIT)
+        if self.parameters.size:
+            tokens = np.clip(tokens - self.parameters, -LIMIT, LIMIT)
+        rotated = self._rotation.forward(tokens)
+        size = np.sqrt(np.mean(np.square(rotated), axis=1, keepdims=True))  # (N, 1)
+        scale = np.minimum(size, LIMIT).astype(np.float16)
+        self._write(code, self._levels.nearest(rotated / divisor(scale)), scale)
+
+    def _decode(self, codes: Bytes, latents: Floats) -> None:
+        rotated = np.empty_like(latents)
+        self._read_values(codes, self._table, rotated)
+        rotated *= self._read_scales(codes)[0]
+        D = self.spec.width
+        self._rotation.inverse(rotated.reshape(-1, D), latents.reshape(-1, D))
+        if self.parameters.size:
+            latents += self.parameters
+
+
+def _half(values: Floats, towards: float) -> npt.NDArray[np.float16]:
+    """The nearest FP16 numbers not on the wrong side: not above the values for towards = -inf, not below them for +inf."""
+    halves = values.astype(np.float16)
+    missed = halves.astype(np.float32) > values if towards < 0 else halves.astype(np.float32) < values
+    return np.nextafter(halves, np.float16(towards), out=halves, where=missed)
+
+
+def divisor(scale: npt.NDArray[np.float16]) -> Floats:
+    """The scale to divide by; 1 where it is 0, because then every value is 0 already."""
+    by: Floats = scale.astype(np.float32)
+    by[by == 0] = 1
+    return by

@@ -1,0 +1,70 @@
+"""How this daemon stores latents: the codec of its configuration, calibrated once, and what its codes are of.
+
+Runs once, at start, on the main thread, before anything serves; blocks on the disk and, at the first start of a state folder with a codec
+that needs calibration, on the frozen stage.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, Optional
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd.config import Config
+from latentd.engines.stage import FrozenStage, StageSpec
+from latentd.errors import ConfigError
+from latentd.replay import calibration
+from latentd.replay.codec import CodecSpec, calibrated
+from latentd.replay.journal import holds_anything
+from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
+from latentd.vision.checkpoints import Backbone
+from latentd.vision.probe import probe_images
+
+
+def latent_codec(config: Config, spec: StageSpec, backbone: Backbone, stage: Callable[[], FrozenStage]) -> LatentCodec:
+    """Class tokens, and with a split below the full depth the tokens after it as well. stage: asked for only where latents are measured.
+
+    Raises ConfigError for keys that do not go together, and for a calibration that was lost.
+    """
+    learn, features = config.learn, (spec.class_tokens, spec.width)
+    try:
+        pool = None
+        if config.backbone.split and spec.split < backbone.shape.depth:
+            pool = TokenPool(1 + backbone.shape.registers, backbone.shape.side(spec.image_size), learn.token_grid)
+
+        def parameters(wanted: CodecSpec) -> NDArray[np.float32]:
+            return _kept(config, spec, wanted, pool, stage) if wanted.kind == "tensor" else calibrated(wanted)
+
+        tokens = (pool.tokens, spec.width) if pool else None
+        return make_latent_codec(learn.codec, learn.codec_kind, features, tokens, learn.seed, parameters, pool)
+    except ValueError as cause:
+        chosen = f"learn.codec_kind = {learn.codec_kind}, learn.token_grid = {learn.token_grid}"
+        raise ConfigError(f"{chosen}: {cause}", hint="Change these keys; `latentd config show` lists what they may be.") from cause
+
+
+def origin(spec: StageSpec, with_tokens: bool) -> Dict[str, Any]:
+    """What latents are of: those of two origins have nothing in common."""
+    facts = {
+        "backbone": spec.backbone_name,
+        "backbone_sha256": spec.backbone_sha256,
+        "image_size": spec.image_size,
+        "class_tokens": spec.class_tokens,
+    }
+    return {**facts, "split": spec.split} if with_tokens else facts
+
+
+def _kept(
+    config: Config, spec: StageSpec, wanted: CodecSpec, pool: Optional[TokenPool], stage: Callable[[], FrozenStage]
+) -> NDArray[np.float32]:
+    """The parameters of this state folder, from the latents of probe images at its first start."""
+
+    def measured() -> NDArray[np.float32]:
+        encoded = stage().encode(probe_images(spec.image_size), tokens=pool is not None)
+        if pool is not None and encoded.tokens is not None:
+            return calibrated(wanted, pool(encoded.tokens))
+        return calibrated(wanted, encoded.features.reshape(-1, spec.class_tokens, spec.width))
+
+    facts = {**origin(spec, pool is not None), "codec": str(wanted), "shape": [wanted.tokens, wanted.width]}
+    taught = holds_anything(config.state_dir / "journal.sqlite")
+    return calibration.kept(config.state_dir / calibration.FILE, facts, taught, measured)

@@ -1,0 +1,122 @@
+"""The codec of a configuration: what is stored, in which kind, and calibrated before the first image is taught."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, List
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from latentd.config import BackboneConfig, Config, LearnConfig, StateConfig
+from latentd.engines.stage import Encoded, StageSpec
+from latentd.errors import ConfigError
+from latentd.replay.codec import KINDS
+from latentd.replay.journal import Journal
+from latentd.replay.latents import LatentCodec
+from latentd.replay.records import NewSample
+from latentd.service.storing import latent_codec, origin
+from latentd.vision.checkpoints import Backbone
+from lessons import WAIT_S, limits
+from tiny import DINOV2, SIZE
+
+SPEC = StageSpec("tiny", "f" * 64, image_size=SIZE, split=2, class_tokens=2, width=128, tokens=37)
+BACKBONE = Backbone("tiny", Path("nowhere"), "f" * 64, DINOV2, "")
+
+
+class Probed:
+    """A frozen stage that gives random latents, wider with every image; counts what it was asked."""
+
+    name, spec, lanes = "probed", SPEC, 1
+
+    def __init__(self) -> None:
+        self.asked: List[bool] = []
+
+    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False, shared: bool = False) -> Encoded:
+        self.asked.append(tokens)
+        rng = np.random.default_rng(0)
+        features = rng.standard_normal((len(pixels), SPEC.features_width), dtype=np.float32)
+        return Encoded(features, 9 * rng.standard_normal((len(pixels), SPEC.tokens, SPEC.width), dtype=np.float32) if tokens else None)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def settings(folder: Path, split: int = 2, **learn: Any) -> Config:
+    return Config(state=StateConfig(dir=str(folder)), backbone=BackboneConfig(split=split), learn=LearnConfig(**learn))
+
+
+def made(config: Config, stage: Probed) -> LatentCodec:
+    return latent_codec(config, replace(SPEC, split=config.backbone.split or DINOV2.depth), BACKBONE, lambda: stage)
+
+
+def teach(config: Config, codec: LatentCodec) -> None:
+    """Leaves a journal with one image behind."""
+    journal = Journal(config.state_dir / "journal.sqlite", codec=codec, feature_width=SPEC.features_width, limits=limits())
+    journal.start(WAIT_S)
+    features = np.ones(SPEC.features_width, np.float32)
+    tokens = np.ones((1, codec.tokens.spec.tokens, SPEC.width), np.float32) if codec.tokens else None
+    journal.admit([NewSample("cat", codec.encode(features[None], tokens)[0].tobytes(), features, "0" * 64)]).result(WAIT_S)
+    journal.close(WAIT_S)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("grid", "tokens"), [(0, 37), (3, 10)])
+def test_every_kind_stores_whole_and_pooled_tokens(tmp_path: Path, kind: str, grid: int, tokens: int) -> None:
+    stage = Probed()
+    codec = made(settings(tmp_path, codec="int4", codec_kind=kind, token_grid=grid), stage)
+    assert str(codec) == f"int8 token + int4 {kind} ({tokens} tokens)"
+    matrices = np.random.default_rng(1).standard_normal((2, tokens, SPEC.width), dtype=np.float32)
+    codes = codec.encode(np.zeros((2, SPEC.features_width), np.float32), matrices)
+    assert np.abs(codec.decode_tokens(codes) - matrices).mean() < (3.0 if kind == "tensor" else 0.3)
+    assert stage.asked == ([True] if kind == "tensor" else [])
+
+
+@pytest.mark.parametrize("split", [0, 3])
+def test_the_head_alone_stores_no_tokens(tmp_path: Path, split: int) -> None:
+    stage = Probed()
+    codec = made(settings(tmp_path, split, codec_kind="tensor"), stage)
+    assert str(codec) == "int8 tensor"
+    assert stage.asked == [False]
+    features = stage.encode(np.zeros((4, SIZE, SIZE, 3), np.uint8)).features
+    assert codec.features.parameters.tolist() == [features.min(), features.max()]
+
+
+def test_the_range_of_tokens_is_that_of_pooled_tokens(tmp_path: Path) -> None:
+    whole = made(settings(tmp_path / "whole", codec_kind="tensor"), Probed())
+    pooled = made(settings(tmp_path / "pooled", codec_kind="tensor", token_grid=3), Probed())
+    assert whole.tokens is not None
+    assert pooled.tokens is not None
+    assert np.ptp(pooled.tokens.parameters) < np.ptp(whole.tokens.parameters)
+
+
+def test_a_calibration_outlives_a_restart_and_its_loss_is_an_error(tmp_path: Path) -> None:
+    config = settings(tmp_path, codec_kind="tensor")
+    first = made(config, Probed())
+    teach(config, first)
+    again = Probed()
+    assert made(config, again).identity() == first.identity()
+    assert again.asked == []
+    (tmp_path / "calibration.safetensors").unlink()
+    with pytest.raises(ConfigError, match="can't be read without its calibration"):
+        made(config, Probed())
+
+
+def test_a_calibration_for_another_split_is_not_taken(tmp_path: Path) -> None:
+    config = settings(tmp_path, split=2, codec_kind="tensor")
+    teach(config, made(config, Probed()))
+    with pytest.raises(ConfigError, match="was made for"):
+        made(settings(tmp_path, split=1, codec_kind="tensor"), Probed())
+
+
+@pytest.mark.parametrize("changes", [{"split": 0, "codec_kind": "spatial"}, {"token_grid": 4}, {"token_grid": 1, "codec_kind": "spatial"}])
+def test_keys_that_do_not_go_together_are_a_configuration_error(tmp_path: Path, changes: Any) -> None:
+    with pytest.raises(ConfigError, match=r"learn\.codec_kind"):
+        made(settings(tmp_path, **changes), Probed())
+
+
+def test_latents_with_tokens_are_of_one_split() -> None:
+    assert origin(SPEC, True) != origin(replace(SPEC, split=1), True)
+    assert origin(SPEC, False) == origin(replace(SPEC, split=1), False)
