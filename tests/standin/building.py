@@ -21,8 +21,16 @@ KINDS = {
     **dict.fromkeys(("Reshape", "Transpose"), "SHUFFLE"),
     **dict.fromkeys(("Slice", "Split"), "SLICE"),
     **dict.fromkeys(("Erf", "Sqrt"), "UNARY"),
-    **{"Constant": "CONSTANT", "Softmax": "SOFTMAX", "ReduceMean": "REDUCE", "MatMul": "MATRIX_MULTIPLY", "Conv": "CONVOLUTION"},
-    **{"Concat": "CONCATENATION", "Shape": "SHAPE", "Gather": "GATHER", "Cast": "IDENTITY", "Sigmoid": "ACTIVATION"},
+    "Constant": "CONSTANT",
+    "Softmax": "SOFTMAX",
+    "ReduceMean": "REDUCE",
+    "MatMul": "MATRIX_MULTIPLY",
+    "Conv": "CONVOLUTION",
+    "Concat": "CONCATENATION",
+    "Shape": "SHAPE",
+    "Gather": "GATHER",
+    "Cast": "IDENTITY",
+    "Sigmoid": "ACTIVATION",
 }
 OVERFLOWS = {"ReduceMean", "Pow", "Softmax"}
 
@@ -125,7 +133,7 @@ class Builder:
             return True
         monitor.phase_start("Building Engine", None, 4)
         monitor.phase_start("Tactics", "Building Engine", 7)
-        goes_on = all([monitor.step_complete("Building Engine", step) for step in range(4)])
+        goes_on = all(monitor.step_complete("Building Engine", step) for step in range(4))
         monitor.phase_finish("Tactics")
         monitor.phase_finish("Building Engine")
         return goes_on
@@ -286,7 +294,7 @@ class OnnxParser:
         try:
             graph = onnx.load_from_string(model)
             types = _element_types(graph)
-        except Exception as cause:
+        except Exception as cause:  # noqa: BLE001 - the real one raises for no bytes whatever
             self._errors.append(f"In node -1 (parse): UNSUPPORTED_GRAPH: {cause}")
             return False
         if self._version.startswith("8") and not self._network._flags & 1:

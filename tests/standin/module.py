@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Dict
 
@@ -36,5 +37,6 @@ def make(version: str) -> ModuleType:
         made = strict(implementation, version)
         type.__setattr__(made, "_trt", module)
         found[implementation.__name__] = made
+    module.__spec__ = ModuleSpec("tensorrt", None)
     vars(module).update({name: value for name, value in found.items() if name in has})
     return module

@@ -1,4 +1,4 @@
-"""`import tensorrt` for tests, where this folder's parent is on the path: the version in STANDIN_TENSORRT."""
+"""`import tensorrt` for the processes that a test starts, where this folder's parent is on the path: the version in STANDIN_TENSORRT."""
 
 from __future__ import annotations
 
@@ -7,6 +7,4 @@ import sys
 
 from standin.module import make
 
-made = make(os.environ["STANDIN_TENSORRT"])
-made.__spec__ = __spec__
-sys.modules[__name__] = made
+sys.modules[__name__] = make(os.environ["STANDIN_TENSORRT"])
