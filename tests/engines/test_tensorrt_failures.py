@@ -202,3 +202,18 @@ def test_after_a_build_that_failed_the_timings_are_not_trusted(built10: Bench, m
     built10.build("fp32")
     plan = next(built10.cache.glob("fp32*.plan")).read_bytes()
     assert b'"timings": ""' in plan
+
+
+def test_a_process_that_can_not_be_started_is_a_reason(bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(EngineError, match="can't be started: Cannot allocate memory"):
+        bench.build()
+
+
+def test_a_tensorrt_that_can_not_be_loaded_is_a_reason(bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match="tensorrt can't be loaded"):
+        bench.build()

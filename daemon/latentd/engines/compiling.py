@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import selectors
 import shutil
 import subprocess
 import sys
@@ -101,11 +101,11 @@ class PlanEngine:
     def _identified(self) -> Tuple[DeviceMemory, PlanKey]:
         """The device and the key of its plan; loads TensorRT and CUDA."""
         if self._known is None:
+            memory = self._device()
             try:
                 import tensorrt
             except (ImportError, OSError) as cause:  # OSError: one of its libraries is missing
                 raise EngineError(f"tensorrt can't be loaded: {cause}") from cause
-            memory = self._device()
             key = PlanKey(
                 graph_sha256=file_sha256(self._artefacts.graph()),
                 tensorrt=str(tensorrt.__version__),
@@ -159,13 +159,16 @@ class _Child:
     def __init__(self, order: BuildOrder, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._tail: Deque[str] = deque(maxlen=5)  # its last words, should it die without an error line
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "latentd.engines.tensorrt_build", order.to_json()],
-            stdin=subprocess.PIPE,  # never written: its end tells the child that we are gone
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the daemon
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "latentd.engines.tensorrt_build", order.to_json()],
+                stdin=subprocess.PIPE,  # never written: its end tells the child that we are gone
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the daemon
+            )
+        except OSError as cause:  # no memory for one, perhaps
+            raise EngineError(f"the building process can't be started: {cause.strerror or cause}") from cause
 
     def wait(self, report: Report, stopping: threading.Event) -> None:
         """Blocks until it ends; kills it when told to stop and when its time is over. Raises EngineError unless it built the plan."""
@@ -194,19 +197,24 @@ class _Child:
         """Its lines as they come, and None when it was silent for a moment; ends with its output."""
         assert self._process.stdout is not None
         source, began, rest = self._process.stdout.fileno(), time.monotonic(), b""
-        while True:
-            if stopping.is_set():
-                raise Stopped("latentd was stopped while the plan was built; the next start begins again")
-            if self._timeout_s and time.monotonic() - began > self._timeout_s:
-                raise EngineError(f"the plan was not built within {self._timeout_s:g} s (engine.build_timeout_s)")
-            if not select.select([source], [], [], POLL_S)[0]:
-                yield None
-                continue
-            part = os.read(source, 1 << 16)
-            if not part:
-                return
-            *whole, rest = (rest + part).split(b"\n")
-            yield from (line.decode("utf-8", "replace") for line in whole)
+        with selectors.DefaultSelector() as ready:
+            ready.register(source, selectors.EVENT_READ)
+            while True:
+                self._require_time(began, stopping)
+                if not ready.select(POLL_S):
+                    yield None
+                    continue
+                part = os.read(source, 1 << 16)
+                if not part:
+                    return
+                *whole, rest = (rest + part).split(b"\n")
+                yield from (line.decode("utf-8", "replace") for line in whole)
+
+    def _require_time(self, began: float, stopping: threading.Event) -> None:
+        if stopping.is_set():
+            raise Stopped("latentd was stopped while the plan was built; the next start begins again")
+        if self._timeout_s and time.monotonic() - began > self._timeout_s:
+            raise EngineError(f"the plan was not built within {self._timeout_s:g} s (engine.build_timeout_s)")
 
     def _heard(self, line: str) -> Optional[Progress]:
         try:

@@ -15,7 +15,7 @@ from typing import Callable, Dict, Optional
 from latentd.engines.choose import Attempt, Choice, Pending
 from latentd.engines.compiling import Progress
 from latentd.engines.stage import FrozenStage
-from latentd.errors import EngineError
+from latentd.errors import LatentdError
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,9 @@ class Upgrade:
             self._improve()
         except Exception:  # a border: whatever a builder does, the engine that serves goes on
             log.exception("the engine could not be upgraded")
+            for attempt in tuple(self._attempts.values()):
+                if attempt.state in ("waiting", "building"):
+                    self._show(replace(attempt, state="unavailable", reason="a bug ended the upgrade: see the log"))
 
     def _wait_for_first_answer(self) -> None:
         deadline = time.monotonic() + FIRST_ANSWER_S
@@ -82,7 +85,7 @@ class Upgrade:
         log.info("engine %s: building in the background", pending.name)
         try:
             self._build(pending, began)
-        except EngineError as failed:
+        except LatentdError as failed:
             log.warning("engine %s: %s (%.0f s)", pending.name, failed.detail, time.monotonic() - began)
             self._show(Attempt(pending.name, "unavailable", failed.detail, seconds=time.monotonic() - began))
             return None
@@ -110,19 +113,20 @@ class Upgrade:
 
     def _serves(self, stage: FrozenStage, name: str) -> bool:
         """Swaps it in between two runs; False where serving ended first."""
-        before = self._choice.stage
         retired = self._swap(stage).result()
         retired.close()
         if retired is stage:
             return False
         self._choice = self._choice._replace(stage=stage)
-        if before.name in self._attempts:
-            self._attempts[before.name] = replace(self._attempts[before.name], state="replaced", reason=f"{stage.name} serves since")
+        for attempt in tuple(self._attempts.values()):
+            if attempt.state == "serving" and attempt.engine != name:
+                self._attempts[attempt.engine] = replace(attempt, state="replaced", reason=f"{stage.name} serves since")
         self._show(self._attempts[name])
         log.info("engine %s: serving since now, %s", stage.name, self._attempts[name].reason)
         return True
 
     def _show(self, attempt: Attempt) -> None:
         self._attempts[attempt.engine] = attempt
-        self._choice = self._choice._replace(attempts=tuple(self._attempts.values()))
+        # What waits holds the weights: nobody but this thread keeps it.
+        self._choice = self._choice._replace(attempts=tuple(self._attempts.values()), pending=())
         self._publish(self._choice)
