@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 import pytest
@@ -122,7 +122,8 @@ def test_a_plan_of_another_version_is_not_used_and_another_is_built(built: Bench
 
 @pytest.mark.parametrize("change", ["gpu", "batch", "workspace", "graph", "rules"])
 def test_whatever_the_plan_depends_on_makes_another_plan(built10: Bench, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    flags = {"batch": {"engine__max_batch": 2}, "workspace": {"engine__tensorrt_workspace_bytes": 1 << 22}}.get(change, {})
+    changes: Dict[str, Dict[str, Any]] = {"batch": {"engine__max_batch": 2}, "workspace": {"engine__tensorrt_workspace_bytes": 1 << 22}}
+    flags = changes.get(change, {})
     if change == "gpu":
         monkeypatch.setenv("STANDIN_GPU", "Another sm_87")
     elif change == "rules":

@@ -108,7 +108,7 @@ class Builder:
         }
         if config._timings:
             config._timings._content = f"{self._trt.__version__} {gpu()} measured".encode()
-        return MAGIC + json.dumps(head).encode() + b"\n" + network._graph
+        return MAGIC + json.dumps(head).encode() + b"\n" + bytes(network._graph)
 
     def _has(self, config: Any, flag: str) -> bool:
         return hasattr(self._trt.BuilderFlag, flag) and getattr(self._trt.BuilderFlag, flag) in config._flags
@@ -309,7 +309,7 @@ class OnnxParser:
         return not self._errors and fault() != "parse"
 
     def _trt_type(self, element: Optional[int]) -> Any:
-        floats = {onnx.TensorProto.FLOAT: self._trt.float32, onnx.TensorProto.FLOAT16: self._trt.float16}
+        floats: Dict[Any, Any] = {onnx.TensorProto.FLOAT: self._trt.float32, onnx.TensorProto.FLOAT16: self._trt.float16}
         return floats.get(element, self._trt.int32)
 
     @property

@@ -58,7 +58,7 @@ class ICudaEngine:
         return len(self._tensors)
 
     def get_tensor_name(self, index: int) -> str:
-        return list(self._tensors)[index]
+        return str(list(self._tensors)[index])
 
     def get_tensor_mode(self, name: str) -> Any:
         return self._trt.TensorIOMode.INPUT if name in self._inputs else self._trt.TensorIOMode.OUTPUT
@@ -132,5 +132,5 @@ class IExecutionContext:
 
 def _floats(address: int, shape: Tuple[int, ...]) -> Any:
     """The memory at an address as a float32 array."""
-    cells = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+    cells: Any = (ctypes.c_float * int(np.prod(shape))).from_address(address)
     return np.frombuffer(cells, dtype=np.float32).reshape(shape)
