@@ -234,8 +234,8 @@ def test_where_no_engine_can_serve_the_error_gives_every_reason(tmp_path: Path, 
     ("flags", "named", "nearest"),
     [
         ({"engine__order": "onxruntime"}, "onxruntime", "Did you mean onnxruntime?"),
-        ({"engine__order": "tensorrt"}, "tensorrt", "Known: onnxruntime, eager."),
-        ({"engine__order": ""}, "no engine", "Known: onnxruntime, eager."),
+        ({"engine__order": "openvino"}, "openvino", "Known: tensorrt, onnxruntime, eager."),
+        ({"engine__order": ""}, "no engine", "Known: tensorrt, onnxruntime, eager."),
         ({"engine__providers": "CudaExecutionProvider"}, "CudaExecutionProvider", "Did you mean CUDAExecutionProvider?"),
     ],
 )

@@ -54,6 +54,12 @@ def test_a_first_start_serves_without_waiting_and_the_next_one_from_the_plan(
     assert (second.stage.name, second.pending) == ("tensorrt-fp16", ())
 
 
+def test_with_no_other_engine_in_the_order_the_error_asks_for_one(bench: Bench, trt10: None) -> None:
+    with pytest.raises(EngineError, match="no plan is built yet") as refused:
+        bench.choose(engine__order="tensorrt")
+    assert "behind tensorrt" in refused.value.hint
+
+
 def test_nothing_of_tensorrt_is_loaded_before_a_plan_was_built(bench: Bench, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STANDIN_FAULT", "no gpu")
     monkeypatch.setenv("STANDIN_MEMORY", "none")

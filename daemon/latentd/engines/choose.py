@@ -97,7 +97,10 @@ def choose(config: Config, backbone: Backbone, device: Callable[[], DeviceMemory
         log.info("engine %s: %s, %s (%.2f s)", attempt.engine, attempt.state, attempt.reason, attempt.seconds)
     if serving is None:
         raise EngineError(
-            "no engine can serve: " + "; ".join(f"{a.engine}: {a.reason}" for a in attempts), hint="See engine.order and engine.providers."
+            "no engine can serve: " + "; ".join(f"{a.engine}: {a.reason}" for a in attempts),
+            hint="Put another engine behind tensorrt in engine.order: it serves while the plan is built."
+            if pending
+            else "See engine.order and engine.providers.",
         )
     return Choice(serving, tuple(attempts), tuple(pending))
 
