@@ -36,6 +36,7 @@ BORDERS = {
     "service/security.py": 1,  # a request
     "service/pipeline.py": 2,  # an image of a request; a result or failure handed to the one who awaits it
     "service/batcher.py": 2,  # a batch in the engine; the end of the inference thread, announced before the process ends
+    "engines/upgrade.py": 1,  # a better engine, built beside the one that serves
     "learning/learner.py": 1,  # a learner step
     "energy/meter_thread.py": 1,  # a meter tick
 }

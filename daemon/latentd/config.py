@@ -55,7 +55,9 @@ class HttpConfig:
 @dataclass(frozen=True)
 class StateConfig:
     dir: str = setting("", "state folder; empty: /var/lib/latentd for a service, $XDG_STATE_HOME/latentd for a plain user")
-    cache_dir: str = setting("", "cache folder (weights, ONNX graphs); empty: /var/cache/latentd, or $XDG_CACHE_HOME/latentd")
+    cache_dir: str = setting(
+        "", "cache folder (weights, ONNX graphs, TensorRT plans); empty: /var/cache/latentd, or $XDG_CACHE_HOME/latentd"
+    )
     journal_bytes: int = setting(
         256 << 20, "budget of the journal on disk; the oldest forgotten and evicted records go first", "bytes", 1 << 20, 1 << 40
     )
@@ -72,10 +74,17 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    order: Tuple[str, ...] = setting(("onnxruntime", "eager"), "engines to try, best first; the first that passes the gate serves")
+    order: Tuple[str, ...] = setting(
+        ("tensorrt", "onnxruntime", "eager"), "engines to try, best first; the first that passes the gate serves"
+    )
     providers: Tuple[str, ...] = setting(
         ("CUDAExecutionProvider", "CPUExecutionProvider"), "ONNX Runtime providers to try, best first; falling back says so in /v1/status"
     )
+    tensorrt_precision: str = setting(
+        "fp16", "precision of the TensorRT plan; norms and softmax stay in fp32; fp32 follows where fp16 fails", choices=("fp16", "fp32")
+    )
+    tensorrt_workspace_bytes: int = setting(512 << 20, "device memory that a TensorRT kernel may use for itself", "bytes", 1 << 20, 1 << 38)
+    build_timeout_s: float = setting(3600.0, "longest time that building a TensorRT plan may take; 0: any", "seconds", 0.0, 86400.0)
     threads: int = setting(0, "CPU threads of the frozen stage; 0: one a core", "threads", 0, 256)
     max_batch: int = setting(8, "images that one run of the frozen stage takes at most", "images", 1, 256)
     min_cosine: float = setting(0.999, "the gate: least cosine with eager PyTorch on probe images", "", 0.0, 1.0)

@@ -23,7 +23,7 @@ from latentd.vision.probe import probe_images
 
 
 def chosen(tmp_path: Path, **flags: Any) -> Choice:
-    return choose(tiny.settings(tmp_path, **flags), tiny.backbone(tmp_path))
+    return choose(tiny.settings(tmp_path, **{"engine__order": "onnxruntime,eager", **flags}), tiny.backbone(tmp_path))
 
 
 def states(choice: Choice) -> List[Tuple[str, str]]:
@@ -50,6 +50,15 @@ def test_the_first_engine_that_agrees_serves_and_every_engine_is_accounted_for(t
     assert cosine(cpu) > 0.999999
     assert cpu.seconds > 0
     assert "onnxruntime-cpu" in eager.reason
+
+
+def test_by_default_tensorrt_comes_first_and_is_passed_where_it_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt" else real(name))
+    choice = chosen(tmp_path, engine__order="tensorrt,onnxruntime,eager")
+    assert choice.attempts[0] == Attempt("tensorrt", "unavailable", "tensorrt is not installed", None, choice.attempts[0].seconds)
+    assert (choice.stage.name, choice.pending) == ("onnxruntime-cpu", ())
+    assert config.EngineConfig().order == ("tensorrt", "onnxruntime", "eager")
 
 
 def test_the_order_decides(tmp_path: Path) -> None:
@@ -225,8 +234,8 @@ def test_where_no_engine_can_serve_the_error_gives_every_reason(tmp_path: Path, 
     ("flags", "named", "nearest"),
     [
         ({"engine__order": "onxruntime"}, "onxruntime", "Did you mean onnxruntime?"),
-        ({"engine__order": "tensorrt"}, "tensorrt", "Known: onnxruntime, eager."),
-        ({"engine__order": ""}, "no engine", "Known: onnxruntime, eager."),
+        ({"engine__order": "openvino"}, "openvino", "Known: tensorrt, onnxruntime, eager."),
+        ({"engine__order": ""}, "no engine", "Known: tensorrt, onnxruntime, eager."),
         ({"engine__providers": "CudaExecutionProvider"}, "CudaExecutionProvider", "Did you mean CUDAExecutionProvider?"),
     ],
 )

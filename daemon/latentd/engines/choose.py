@@ -1,37 +1,48 @@
 """Which engine serves: the first in the configured order that loads and agrees with eager PyTorch on the probe images.
 
 Runs once, on whoever starts the daemon; blocks while engines load (a fraction of a second warm, seconds when a graph must be exported).
+An engine that must be built first, which takes minutes, is left pending for latentd.engines.upgrade, and the next in line serves.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
 import logging
+import threading
 import time
 from dataclasses import dataclass
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentd.config import Config
 from latentd.engines.artefacts import Artefacts, Reference
+from latentd.engines.device import CudaMemory, DeviceMemory
+from latentd.engines.plans import NotBuilt
 from latentd.engines.stage import FrozenStage, stage_spec
 from latentd.errors import ConfigError, EngineError
 from latentd.vision.checkpoints import Backbone
 from latentd.vision.probe import probe_images
 
+if TYPE_CHECKING:
+    from latentd.engines.compiling import Report
+
 log = logging.getLogger(__name__)
 
-ENGINES = ("onnxruntime", "eager")
+ENGINES = ("tensorrt", "onnxruntime", "eager")
+Build = Callable[["Report", threading.Event], None]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of one engine. state: serving, passed over (it disagreed), unavailable (it did not load) or not tried.
+    """What became of one engine. state: serving, passed over (it disagreed), unavailable (it did not load), not tried, waiting (it must be
+    built first), building, or replaced (it served until a better one was built).
 
-    cosine: the least agreement of any class or patch token with eager PyTorch; None where it was not measured.
+    cosine: the least agreement of any class or patch token with eager PyTorch; None where it was not measured. progress: of the build, 0 to
+    1; None where it is not known.
     """
 
     engine: str
@@ -39,22 +50,34 @@ class Attempt:
     reason: str
     cosine: Optional[float] = None
     seconds: float = 0.0
+    progress: Optional[float] = None
+
+
+class Pending(NamedTuple):
+    """An engine better than the one that serves. build: blocks for minutes, EngineError where it fails. attempt: opens and gates it."""
+
+    name: str
+    build: Build
+    attempt: Callable[[], Tuple[Optional[FrozenStage], Attempt]]
 
 
 class Choice(NamedTuple):
     stage: FrozenStage
     attempts: Tuple[Attempt, ...]
+    pending: Tuple[Pending, ...] = ()
 
 
 class Candidate(NamedTuple):
-    """One engine that could serve: its name as /v1/status shows it, and how to open it (EngineError where it can't be)."""
+    """One engine that could serve: its name as /v1/status shows it, and how to open it: EngineError where it can't be, NotBuilt where it
+    can once `build` is done."""
 
     name: str
     open: Callable[[], FrozenStage]
+    build: Optional[Build] = None
 
 
-def choose(config: Config, backbone: Backbone) -> Choice:
-    """The serving stage and what became of every engine in the order.
+def choose(config: Config, backbone: Backbone, device: Callable[[], DeviceMemory] = CudaMemory) -> Choice:
+    """The serving stage, what became of every engine in the order, and what can be built. device: makes the memory that TensorRT uses.
 
     Raises ConfigError for an unknown engine or provider, CheckpointError for damaged weights, EngineError with every reason where none can
     serve.
@@ -62,24 +85,32 @@ def choose(config: Config, backbone: Backbone) -> Choice:
     artefacts = Artefacts(backbone, stage_spec(config, backbone), config.cache_dir)
     serving: Optional[FrozenStage] = None
     attempts: List[Attempt] = []
-    for candidate in _candidates(config, artefacts):
+    pending: List[Pending] = []
+    for candidate in _candidates(config, artefacts, device):
         if serving is not None:
             attempts.append(Attempt(candidate.name, "not tried", f"{serving.name} comes before it and serves"))
             continue
         serving, attempt = _try(candidate, artefacts, config)
         attempts.append(attempt)
+        if attempt.state == "waiting" and candidate.build is not None:
+            pending.append(Pending(candidate.name, candidate.build, functools.partial(_try, candidate, artefacts, config)))
         log.info("engine %s: %s, %s (%.2f s)", attempt.engine, attempt.state, attempt.reason, attempt.seconds)
     if serving is None:
         raise EngineError(
-            "no engine can serve: " + "; ".join(f"{a.engine}: {a.reason}" for a in attempts), hint="See engine.order and engine.providers."
+            "no engine can serve: " + "; ".join(f"{a.engine}: {a.reason}" for a in attempts),
+            hint="Put another engine behind tensorrt in engine.order: it serves while the plan is built."
+            if pending
+            else "See engine.order and engine.providers.",
         )
-    return Choice(serving, tuple(attempts))
+    return Choice(serving, tuple(attempts), tuple(pending))
 
 
 def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Optional[FrozenStage], Attempt]:
     started = time.monotonic()
     try:
         stage = candidate.open()
+    except NotBuilt as cause:
+        return None, Attempt(candidate.name, "waiting", cause.detail, None, time.monotonic() - started)
     except EngineError as cause:
         return None, Attempt(candidate.name, "unavailable", cause.detail, None, time.monotonic() - started)
     try:
@@ -123,10 +154,12 @@ def _least_cosine(stage: FrozenStage, found: NDArray[np.float32], expected: NDAr
     return float(((a * b).sum(axis=1) / np.maximum(scale, 1e-30)).min())
 
 
-def _candidates(config: Config, artefacts: Artefacts) -> List[Candidate]:
+def _candidates(config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory]) -> List[Candidate]:
     found: List[Candidate] = []
     for name in config.engine.order:
-        if name == "onnxruntime":
+        if name == "tensorrt":
+            found += _tensorrt_candidates(config, artefacts, device)
+        elif name == "onnxruntime":
             found += _onnx_candidates(config, artefacts)
         elif name == "eager":
             found += [Candidate("eager", lambda: _open_eager(config, artefacts))]
@@ -135,6 +168,17 @@ def _candidates(config: Config, artefacts: Artefacts) -> List[Candidate]:
     if not found:
         raise ConfigError("engine.order names no engine", hint=f"Known: {', '.join(ENGINES)}.")
     return found
+
+
+def _tensorrt_candidates(config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory]) -> List[Candidate]:
+    """The configured precision and, should it not agree with eager PyTorch, FP32."""
+    if importlib.util.find_spec("tensorrt") is None:
+        return [Candidate("tensorrt", _refuse("tensorrt is not installed"))]
+    from latentd.engines.compiling import PlanEngine
+
+    precisions = dict.fromkeys((config.engine.tensorrt_precision, "fp32"))
+    engines = [PlanEngine(config, artefacts, precision, device) for precision in precisions]
+    return [Candidate(engine.name, engine.open, engine.build) for engine in engines]
 
 
 def _open_eager(config: Config, artefacts: Artefacts) -> FrozenStage:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Callable, Deque, Dict, List, NamedTuple, Optional, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, Deque, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,7 @@ class Batcher:
         self._queues: Dict[Priority, Deque[Ticket]] = {priority: deque() for priority in Priority}
         self._held = dict.fromkeys(Priority, 0)  # reserved, and not yet taken for a run
         self._running: List[Batch] = []
+        self._successor: Optional[Tuple[FrozenStage, Future[FrozenStage]]] = None  # serves from the next run on
         self._refusal: Optional[LatentdError] = None  # why nothing is taken any more
         self._failures = 0
         self._lanes = stage.lanes
@@ -135,6 +136,20 @@ class Batcher:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
+
+    def replace(self, stage: FrozenStage) -> Future[FrozenStage]:
+        """Lets `stage` serve from the next run on. The future gives the stage that no longer serves, which the caller closes: the one
+        before, when nothing runs on it any more, or `stage` itself where serving ends first.
+        """
+        retired: Future[FrozenStage] = Future()
+        with self._changed:
+            assert self._successor is None, "one replacement at a time"
+            if self._refusal is None:
+                self._successor = stage, retired
+                self._changed.notify_all()
+                return retired
+        retired.set_result(stage)
+        return retired
 
     def reserve(self, images: int, priority: Priority, tokens: bool = False) -> List[Ticket]:
         """A place for each image, before it is decoded. Raises Overloaded when they don't all fit.
@@ -201,15 +216,26 @@ class Batcher:
         with self._changed:
             if done is not None:
                 self._running.remove(done)
-                if not done.shared:
+                if not done.shared or self._successor is not None:
                     self._changed.notify_all()
             while self._refusal is None:
-                batch = self._next() if all(running.shared for running in self._running) else None
+                self._succeed()
+                may_run = self._successor is None and all(running.shared for running in self._running)
+                batch = self._next() if may_run else None
                 if batch is not None:
                     self._running.append(batch)
                     return batch
                 self._changed.wait()
         return None
+
+    def _succeed(self) -> None:
+        """Under the lock: the next stage takes over, unless something still runs on this one. Threads beyond its lanes stay idle."""
+        if self._successor is not None and not self._running:
+            (stage, retired), self._successor = self._successor, None
+            before, self.stage = self.stage, stage
+            self._lanes = min(stage.lanes, len(self._threads))
+            self._failures = 0
+            retired.set_result(before)
 
     def _next(self) -> Optional[Batch]:
         """What the stage should run now, all of one priority; None while nothing waits."""
@@ -291,10 +317,13 @@ class Batcher:
         with self._changed:
             is_first = self._refusal is None
             self._refusal = self._refusal or why
+            successor, self._successor = self._successor, None
             left = [ticket for queue in self._queues.values() for ticket in queue]
             for queue in self._queues.values():
                 queue.clear()
             self._changed.notify_all()
+        if successor is not None:
+            successor[1].set_result(successor[0])
         for ticket in left:
             self.give_back(ticket, why)
         return is_first

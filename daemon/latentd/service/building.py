@@ -15,9 +15,10 @@ from typing import Callable, Optional, Tuple
 from latentd.config import Config
 from latentd.energy.ledger import EnergyLedger
 from latentd.energy.meter_thread import MeterThread
-from latentd.engines.choose import choose
+from latentd.engines.choose import Choice, choose
 from latentd.engines.onnx import usable_cores
 from latentd.engines.stage import StageSpec, stage_spec
+from latentd.engines.upgrade import Upgrade
 from latentd.errors import ConfigError, LatentdError
 from latentd.learning.adapted import Adapted, SleepSettings
 from latentd.learning.blocks import UpperBlocks
@@ -45,7 +46,8 @@ log = logging.getLogger(__name__)
 def build(config: Config, on_death: Callable[[BaseException], None], until_stop: ExitStack) -> Parts:
     """Every part, running. What must be ended is pushed on `until_stop`, so that closing it ends them, the last one first.
 
-    Order: journal (what was taught), ledger, frozen stage and its queue, learner. Raises what they raise when they can't start.
+    Order: journal (what was taught), ledger, frozen stage and its queue, learner, upgrade of the engine. Raises what they
+    raise when they can't start.
     """
     metrics = Metrics()
     backbone = checkpoints.find(config.cache_dir, config.backbone.name)
@@ -63,7 +65,7 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     decode = functools.partial(images.decode, size=spec.image_size, limits=limits)
     pipeline = Pipeline(batcher, decode, config.engine.decode_threads, metrics)
     until_stop.callback(pipeline.close)
-    return Parts(
+    parts = Parts(
         config=config,
         choice=choice,
         pipeline=pipeline,
@@ -76,6 +78,20 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
         pending=PendingBytes(max(config.http.max_pending_bytes, config.http.max_body_bytes)),
         temperatures_c=lambda: meters.temperatures_c,
     )
+    _upgrade(parts, until_stop)
+    return parts
+
+
+def _upgrade(parts: Parts, until_stop: ExitStack) -> None:
+    """What must be built to serve is built beside what serves already."""
+
+    def publish(choice: Choice) -> None:
+        parts.choice = choice
+
+    batcher = parts.batcher
+    upgrade = Upgrade(parts.choice, batcher.replace, publish, lambda: batcher.last_success_at is not None)
+    until_stop.callback(upgrade.stop, STOP_S)
+    upgrade.start()
 
 
 def _journal(config: Config, spec: StageSpec, codec: LatentCodec, metrics: Metrics, until_stop: ExitStack) -> Journal:

@@ -167,10 +167,11 @@ class Accuracy(Shape):
 
 class EngineAttempt(Shape):
     engine: str
-    state: str = Field(description="serving, passed over, unavailable or not tried")
+    state: str = Field(description="serving, passed over, unavailable, not tried, waiting, building or replaced")
     reason: str
     cosine: Optional[float]
     seconds: float
+    progress: Optional[float] = Field(description="of the build, 0 to 1; null where it is not known")
 
 
 class Engine(Shape):

@@ -1,0 +1,123 @@
+"""A daemon that builds its TensorRT plan while it serves, on the stand-in: what it shows, when it swaps, and how it ends in the middle."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator
+
+import numpy as np
+import pytest
+
+import tiny
+from latentd.config import Config
+from latentd.engines.choose import choose
+from latentd.engines.plans import PlanCache
+from latentd.service import building, views
+from latentd.service.batcher import Priority
+from latentd.service.parts import Parts
+from latentd.service.supervisor import Daemon
+from standin.host import HostMemory
+from standin.use import install
+
+BUILD_S = 120.0
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    install(monkeypatch, "10")
+    monkeypatch.setattr(building, "choose", functools.partial(choose, device=HostMemory))
+    tiny.backbone(tmp_path)
+    return tiny.settings(tmp_path, energy__meters="rapl")
+
+
+@pytest.fixture
+def start(config: Config) -> Iterator[Callable[[], Daemon]]:
+    """start() -> a Daemon that runs; all are stopped at the end."""
+    made = []
+
+    def started() -> Daemon:
+        made.append(Daemon(config))
+        return made[-1]
+
+    yield started
+    for daemon in made:
+        daemon.stop()
+
+
+def classify(parts: Parts) -> Any:
+    ticket = parts.batcher.reserve(1, Priority.CLASSIFY)[0]
+    parts.batcher.enqueue(ticket, tiny.pixels(1)[0])
+    return ticket.future.result(BUILD_S).features
+
+
+def engine(parts: Parts) -> Dict[str, str]:
+    return {attempt["engine"]: attempt["state"] for attempt in views.engine(parts.choice)["attempts"]}
+
+
+def until(parts: Parts, name: str, state: str) -> None:
+    deadline = time.monotonic() + BUILD_S
+    while engine(parts)[name] != state:
+        assert time.monotonic() < deadline, views.engine(parts.choice)
+        threading.Event().wait(0.01)
+
+
+def test_the_plan_is_built_beside_serving_and_takes_over(start: Callable[[], Daemon]) -> None:
+    parts = start().start()
+    assert parts.choice.stage.name == "onnxruntime-cpu"
+    assert engine(parts)["tensorrt-fp16"] == "waiting", "nothing is built before the first answer"
+    before = classify(parts)
+    until(parts, "tensorrt-fp16", "serving")
+    assert views.engine(parts.choice)["name"] == "tensorrt-fp16"
+    assert engine(parts) == {
+        "tensorrt-fp16": "serving",
+        "tensorrt-fp32": "not tried",
+        "onnxruntime-cuda": "unavailable",
+        "onnxruntime-cpu": "replaced",
+        "eager": "not tried",
+    }
+    np.testing.assert_allclose(classify(parts), before, atol=1e-4)
+    assert parts.batcher.stage is parts.choice.stage
+
+
+def test_a_start_with_a_plan_serves_from_it_at_once(start: Callable[[], Daemon]) -> None:
+    first = start()
+    parts = first.start()
+    classify(parts)
+    until(parts, "tensorrt-fp16", "serving")
+    first.stop()
+    parts = start().start()
+    assert parts.choice.stage.name == "tensorrt-fp16"
+    assert len(classify(parts)) == 256
+
+
+def test_a_stop_in_the_middle_of_a_build_ends_it_and_the_next_start_builds(
+    start: Callable[[], Daemon], config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_FAULT", "hang")
+    daemon = start()
+    parts = daemon.start()
+    classify(parts)
+    until(parts, "tensorrt-fp16", "building")
+    assert len(classify(parts)) == 256, "it serves meanwhile"
+    daemon.stop()
+    assert not PlanCache(config.cache_dir / "tensorrt").has_any()
+    assert not list((config.cache_dir / "tensorrt").glob("*.tries.json"))
+    monkeypatch.delenv("STANDIN_FAULT")
+    parts = start().start()
+    classify(parts)
+    until(parts, "tensorrt-fp16", "serving")
+
+
+def test_where_no_plan_can_be_built_the_other_engine_goes_on_and_says_why(
+    start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_FAULT", "build none")
+    parts = start().start()
+    classify(parts)
+    until(parts, "tensorrt-fp32", "unavailable")
+    assert engine(parts)["onnxruntime-cpu"] == "serving"
+    assert "builds no plan" in parts.choice.attempts[0].reason
+    assert len(classify(parts)) == 256

@@ -1,0 +1,326 @@
+"""The builder's half of the stand-in: reads ONNX, takes a configuration, and packs both into a "plan".
+
+STANDIN_FAULT in the environment makes it go wrong as the real one does, by None and False with a line in the log, or by dying.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from typing import Any, Dict, List, Optional, Set, Tuple
+
+import onnx
+
+from standin.strict import operators
+
+TABLES = {"8.5": "8.5-GA", "8.6": "8.6-GA", "10": "10.1-GA", "11": "10.1-GA"}
+MAGIC = b"standin plan\n"
+KINDS = {
+    **dict.fromkeys(("Reshape", "Transpose"), "SHUFFLE"),
+    **dict.fromkeys(("Slice", "Split"), "SLICE"),
+    **dict.fromkeys(("Erf", "Sqrt"), "UNARY"),
+    "Constant": "CONSTANT",
+    "Softmax": "SOFTMAX",
+    "ReduceMean": "REDUCE",
+    "MatMul": "MATRIX_MULTIPLY",
+    "Conv": "CONVOLUTION",
+    "Concat": "CONCATENATION",
+    "Shape": "SHAPE",
+    "Gather": "GATHER",
+    "Cast": "IDENTITY",
+    "Sigmoid": "ACTIVATION",
+}
+OVERFLOWS = {"ReduceMean", "Pow", "Softmax"}
+
+
+def fault() -> str:
+    return os.environ.get("STANDIN_FAULT", "")
+
+
+def gpu() -> str:
+    return os.environ.get("STANDIN_GPU", "Imitated sm_72")
+
+
+class ILogger:
+    """Subclassed by the user, who must call this constructor by name, as pybind11 demands."""
+
+    _ready = False
+
+    def __init__(self) -> None:
+        self._ready = True
+
+
+class IProgressMonitor:
+    _ready = False
+
+    def __init__(self) -> None:
+        self._ready = True
+
+
+def require_logger(logger: Any) -> Any:
+    if not getattr(logger, "_ready", False):
+        raise TypeError("__init__(): incompatible constructor arguments: the logger's own __init__() was never called")
+    return logger
+
+
+class Builder:
+    _version = ""
+    _trt: Any = None
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = require_logger(logger)
+        if fault() == "no gpu":
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    @property
+    def platform_has_fast_fp16(self) -> bool:
+        return fault() != "slow fp16"
+
+    def create_network(self, flags: int = 0) -> Any:
+        return None if fault() == "no network" else self._trt.INetworkDefinition(flags)
+
+    def create_builder_config(self) -> Any:
+        return None if fault() == "no config" else self._trt.IBuilderConfig()
+
+    def create_optimization_profile(self) -> Any:
+        return self._trt.IOptimizationProfile()
+
+    def build_serialized_network(self, network: Any, config: Any) -> Optional[bytes]:
+        obeys = self._has(config, "OBEY_PRECISION_CONSTRAINTS")
+        _go_wrong()
+        refusal = self._refusal(network, config)
+        if fault() == "build none" or (fault() == "can't obey" and obeys) or refusal:
+            self._logger.log(self._trt.ILogger.ERROR, refusal or "4: [imitation] no implementation of a node fits the constraints")
+            return None
+        if not self._monitored(config):
+            return None
+        head = {
+            "version": self._trt.__version__,
+            "gpu": gpu(),
+            "profile": config._profiles[0]._shapes,
+            "overflow": self._overflows(network, config),
+            "fp16": self._has(config, "FP16"),
+            "pinned": sum(layer._precision is not None for layer in network._layers),
+            "workspace": config._pools.get("WORKSPACE"),
+            "timings": config._timings._content.decode() if config._timings else None,
+        }
+        if config._timings:
+            config._timings._content = f"{self._trt.__version__} {gpu()} measured".encode()
+        return MAGIC + json.dumps(head).encode() + b"\n" + bytes(network._graph)
+
+    def _has(self, config: Any, flag: str) -> bool:
+        return hasattr(self._trt.BuilderFlag, flag) and getattr(self._trt.BuilderFlag, flag) in config._flags
+
+    def _refusal(self, network: Any, config: Any) -> str:
+        if not network._graph:
+            return "4: [network.cpp::validate] Network must have at least one output"
+        if not config._profiles or "pixels" not in config._profiles[0]._shapes:
+            return "4: [network.cpp] Network has dynamic or shape inputs, but no optimization profile has been defined."
+        return ""
+
+    def _overflows(self, network: Any, config: Any) -> bool:
+        """FP16 by flag, and something that FP16 does not hold was not pinned to FP32, in every layer and for every output."""
+        binding = self._has(config, "OBEY_PRECISION_CONSTRAINTS") or self._has(config, "PREFER_PRECISION_CONSTRAINTS")
+        loose = [layer for layer in network._layers if layer._op in OVERFLOWS and not (binding and layer._is_fp32(self._trt.float32))]
+        return self._has(config, "FP16") and bool(loose)
+
+    def _monitored(self, config: Any) -> bool:
+        """Tells the progress monitor, where there is one; False where it asks to end."""
+        monitor = config._members.get("progress_monitor")
+        if monitor is None:
+            return True
+        monitor.phase_start("Building Engine", None, 4)
+        monitor.phase_start("Tactics", "Building Engine", 7)
+        goes_on = all(monitor.step_complete("Building Engine", step) for step in range(4))
+        monitor.phase_finish("Tactics")
+        monitor.phase_finish("Building Engine")
+        return goes_on
+
+
+def _go_wrong() -> None:
+    if fault() == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if fault() == "hang":
+        threading.Event().wait()
+
+
+class INetworkDefinition:
+    _trt: Any = None
+
+    def __init__(self, flags: int) -> None:
+        self._flags = flags
+        self._graph = b""
+        self._layers: List[Any] = []
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    def get_layer(self, index: int) -> Any:
+        return self._layers[index]
+
+
+class ILayer:
+    _trt: Any = None
+
+    def __init__(self, node: Any, outputs: List[Any]) -> None:
+        self._op, self._name, self._outputs = node.op_type, node.name, outputs
+        self._precision: Any = None
+        self._output_types: Dict[int, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return str(self._name)
+
+    @property
+    def type(self) -> Any:
+        return getattr(self._trt.LayerType, KINDS.get(self._op, "ELEMENTWISE"))
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self._outputs)
+
+    def get_output(self, index: int) -> Any:
+        return self._outputs[index]
+
+    @property
+    def precision(self) -> Any:
+        return self._precision
+
+    @precision.setter
+    def precision(self, kind: Any) -> None:
+        self._precision = kind
+
+    def set_output_type(self, index: int, kind: Any) -> None:
+        assert index < len(self._outputs)
+        self._output_types[index] = kind
+
+    def _is_fp32(self, fp32: Any) -> bool:
+        return self._precision is fp32 and all(self._output_types.get(index) is fp32 for index in range(len(self._outputs)))
+
+
+class ITensor:
+    def __init__(self, name: str, dtype: Any) -> None:
+        self._name, self._dtype = name, dtype
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def dtype(self) -> Any:
+        return self._dtype
+
+
+class IBuilderConfig:
+    _trt: Any = None
+
+    def __init__(self) -> None:
+        self._flags: Set[Any] = set()
+        self._pools: Dict[str, int] = {}
+        self._profiles: List[Any] = []
+        self._timings: Any = None
+        self._members: Dict[str, Any] = {}
+
+    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+        self._pools[pool.name] = pool_size
+
+    def set_flag(self, flag: Any) -> None:
+        self._flags.add(flag)
+
+    def clear_flag(self, flag: Any) -> None:
+        self._flags.discard(flag)
+
+    def get_flag(self, flag: Any) -> bool:
+        return flag in self._flags
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        if fault() == "no profile":
+            return -1
+        self._profiles.append(profile)
+        return len(self._profiles) - 1
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
+        known = serialized_timing_cache in (b"", f"{self._trt.__version__} {gpu()} measured".encode())
+        return self._trt.ITimingCache(bytes(serialized_timing_cache)) if known else None
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        self._timings = cache
+        return True
+
+    @property
+    def progress_monitor(self) -> Any:
+        return self._members.get("progress_monitor")
+
+    @progress_monitor.setter
+    def progress_monitor(self, monitor: Any) -> None:
+        if not monitor._ready:
+            raise TypeError("__init__() must be called when overriding __init__")
+        self._members["progress_monitor"] = monitor
+
+
+class ITimingCache:
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def serialize(self) -> bytes:
+        return self._content
+
+
+class IOptimizationProfile:
+    def __init__(self) -> None:
+        self._shapes: Dict[str, Tuple[Any, Any, Any]] = {}
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        for shape in (min, opt, max):
+            if any(type(side) is not int for side in shape):
+                raise TypeError("set_shape(): incompatible function arguments")
+        if not all(low <= middle <= high for low, middle, high in zip(min, opt, max)):
+            raise RuntimeError("Shape provided for opt is inconsistent with other shapes.")
+        self._shapes[input] = (min, opt, max)
+
+
+class OnnxParser:
+    _version = ""
+    _trt: Any = None
+
+    def __init__(self, network: Any, logger: Any) -> None:
+        self._network, self._logger = network, require_logger(logger)
+        self._errors: List[str] = []
+
+    def parse(self, model: bytes, path: Optional[str] = None) -> bool:
+        try:
+            graph = onnx.load_from_string(model)
+            types = _element_types(graph)
+        except Exception as cause:  # noqa: BLE001 - the real one raises for no bytes whatever
+            self._errors.append(f"In node -1 (parse): UNSUPPORTED_GRAPH: {cause}")
+            return False
+        if self._version.startswith("8") and not self._network._flags & 1:
+            self._errors.append("In node -1 (importModel): INVALID_VALUE: Assertion failed: !networkHasImplicitBatch")
+        known = operators(TABLES[self._version])
+        for index, node in enumerate(graph.graph.node):
+            if node.op_type not in known:
+                self._errors.append(f"In node {index} (importFallbackPluginImporter): UNSUPPORTED_NODE: no importer for {node.op_type}")
+            tensors = [self._trt.ITensor(name, self._trt_type(types.get(name))) for name in node.output]
+            self._network._layers.append(self._trt.ILayer(node, tensors))
+        self._network._graph = bytes(model)
+        return not self._errors and fault() != "parse"
+
+    def _trt_type(self, element: Optional[int]) -> Any:
+        floats: Dict[Any, Any] = {onnx.TensorProto.FLOAT: self._trt.float32, onnx.TensorProto.FLOAT16: self._trt.float16}
+        return floats.get(element, self._trt.int32)
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> str:
+        return self._errors[index]
+
+
+def _element_types(model: Any) -> Dict[str, int]:
+    onnx.checker.check_model(model)
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    return {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
