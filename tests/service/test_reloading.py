@@ -42,5 +42,5 @@ def test_the_log_says_what_came_of_it(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == [
         "nothing changed",
         "log.level changed",
-        "learn.seed needs a restart to change",
+        "restart needed for learn.seed",
     ]

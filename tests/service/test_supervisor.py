@@ -18,8 +18,10 @@ from latentd.errors import ConfigError, EngineError, StateInUse
 from latentd.service import building, supervisor
 from latentd.service.listener import Listener
 from latentd.service.supervisor import Daemon
+from latentd.service.vitals import Vitals
 from latentd.vision import checkpoints
-from service.fakes import SPEC, WAIT_S, FakeStage, picture
+from service.fakes import SPEC, WAIT_S, FakeStage, World, picture
+from service.test_vitals import Told
 
 
 @pytest.fixture
@@ -284,3 +286,14 @@ def test_a_socket_that_systemd_opened_is_served(
         assert client.get("/livez") == {"status": "ok"}
     daemon.end()
     assert daemon.error is None
+
+
+def test_a_reload_before_the_first_answer_does_not_make_it_ready(config: Config, world: World) -> None:
+    daemon, told = Daemon(config, reload=lambda: config), Told()
+    daemon._notifier, daemon._vitals = told, Vitals(world.parts, told)
+    daemon.reload()
+    assert told.sent == []
+    daemon._vitals.is_ready = True
+    daemon.reload()
+    assert told.sent[0] == "RELOADING=1"
+    assert "READY=1" in told.sent

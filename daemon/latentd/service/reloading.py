@@ -45,5 +45,5 @@ def tell(reload: Reload) -> None:
     if reload.taken:
         lines.append(f"{', '.join(reload.taken)} changed")
     if reload.needs_restart:
-        lines.append(f"{', '.join(reload.needs_restart)} needs a restart to change")
+        lines.append(f"restart needed for {', '.join(reload.needs_restart)}")
     log.info("configuration read again: %s", "; ".join(lines) or "nothing changed")

@@ -77,6 +77,8 @@ class Daemon:
 
     def run(self) -> None:
         """Serves until told to stop. Raises EngineError when the inference thread died, and whatever start() raises."""
+        if threading.current_thread() is threading.main_thread() and not _has_terminal():
+            signal.signal(signal.SIGHUP, _too_early)
         logs.set_up(self.config.log.level, self._environ, sys.stderr)
         listener = adopt(self._environ) or bind(self.config.http.bind)
         self._notifier = Notifier.from_environ(self._environ)
@@ -103,7 +105,7 @@ class Daemon:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._leave)
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
+            loop.add_signal_handler(signal.SIGHUP, self._leave if _has_terminal() else self.reload)
         for_ever = (parts.readiness.probe_for_ever(), _keep_totals_for_ever(parts), vitals.watch_for_ever(lambda: server.started))
         tasks = [asyncio.ensure_future(task) for task in for_ever]
         try:
@@ -122,7 +124,8 @@ class Daemon:
         if self._reload is None or self._vitals is None:
             return
         parts = self._vitals.parts
-        self._notifier.reloading()
+        if self._vitals.is_ready:
+            self._notifier.reloading()
         try:
             found = reloading.merge(self.config, self._reload())
         except ConfigError as cause:
@@ -132,7 +135,8 @@ class Daemon:
             self.config = parts.config = found.config
             parts.needs_restart = found.needs_restart
             logs.set_level(found.config.log.level)
-        self._notifier.ready(self._vitals.summary())
+        if self._vitals.is_ready:
+            self._notifier.ready(self._vitals.summary())
 
     def _on_death(self, death: BaseException) -> None:
         """On the dying inference thread: lets what can still be answered be answered, then the process ends."""
@@ -183,6 +187,15 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets)
         self._folder.note_address(self._listener.url)
         log.info("listening on %s", self._listener.url)
+
+
+def _has_terminal() -> bool:
+    """Whether somebody started it by hand: then SIGHUP means that the terminal was closed."""
+    return os.isatty(0)
+
+
+def _too_early(number: int, frame: object) -> None:
+    """A SIGHUP before the daemon serves: the configuration has just been read."""
 
 
 async def _keep_totals_for_ever(parts: Parts) -> None:

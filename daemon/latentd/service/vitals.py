@@ -29,6 +29,7 @@ class Vitals:
         self.parts = parts
         self._notifier = notifier
         self._clock = clock
+        self.is_ready = False  # whether the manager was told so
         self._proven_at: Optional[float] = None  # of the image that proved the engine in the last turn
         self._learner_at = clock()
         self._learner_was: Optional[Tuple[str, int, int]] = None
@@ -37,6 +38,7 @@ class Vitals:
         """Tells READY after the first image came out of the engine while the daemon listens, then life; ends by being cancelled."""
         while self.parts.readiness.why_not() is not None or not listening():  # noqa: ASYNC110 - an inference thread proves it
             await asyncio.sleep(READY_POLL_S)
+        self.is_ready = True
         self._notifier.ready(self.summary())
         self._notifier.alive()
         every_s = self._period_s()
