@@ -76,6 +76,14 @@ def test_a_plain_user_gets_xdg_folders_and_a_service_var(tmp_path: Path) -> None
     assert (service.state.dir, service.state.cache_dir) == ("/var/lib/latentd", "/var/cache/latentd")
 
 
+def test_the_folders_that_systemd_made_are_taken_unless_the_configuration_names_others(tmp_path: Path) -> None:
+    environ = {"HOME": "/h", "STATE_DIRECTORY": "/var/lib/private/latentd:/var/lib/b", "CACHE_DIRECTORY": "/var/cache/latentd"}
+    unit = load(tmp_path, environ)
+    assert (unit.state.dir, unit.state.cache_dir) == ("/var/lib/private/latentd", "/var/cache/latentd")
+    (tmp_path / "config.toml").write_text('[state]\ndir = "/mnt/nvme/latentd"\n')
+    assert load(tmp_path, environ).state.dir == "/mnt/nvme/latentd"
+
+
 def test_the_example_file_uncommented_is_the_default_configuration(tmp_path: Path) -> None:
     lines = [
         line[2:] if line.startswith("# ") and " = " in line and line[2].islower() else line for line in config.example_toml().splitlines()

@@ -38,7 +38,7 @@ def every_block() -> List[Block]:
 
 def test_every_bash_block_says_how_it_is_run() -> None:
     assert README.count("```bash") == len(every_block()) > 0
-    assert {block.how for block in every_block()} <= {"setup", "server", "by hand, it needs your weights"}
+    assert {block.how for block in every_block()} <= {"setup", "server", "by hand, it needs your weights", "by hand, it needs root"}
 
 
 def test_the_two_setup_commands_are_targets_of_the_makefile() -> None:

@@ -54,9 +54,9 @@ class HttpConfig:
 
 @dataclass(frozen=True)
 class StateConfig:
-    dir: str = setting("", "state folder; empty: /var/lib/latentd for a service, $XDG_STATE_HOME/latentd for a plain user")
+    dir: str = setting("", "state folder; empty: the unit's, /var/lib/latentd for root, $XDG_STATE_HOME/latentd for a plain user")
     cache_dir: str = setting(
-        "", "cache folder (weights, ONNX graphs, TensorRT plans); empty: /var/cache/latentd, or $XDG_CACHE_HOME/latentd"
+        "", "cache folder (weights, graphs, TensorRT plans); empty: the unit's, /var/cache/latentd, or $XDG_CACHE_HOME/latentd"
     )
     journal_bytes: int = setting(
         256 << 20, "budget of the journal on disk; the oldest forgotten and evicted records go first", "bytes", 1 << 20, 1 << 40
@@ -354,9 +354,11 @@ def _converted(row: Row, raw: Any, origin: str) -> Any:
 
 
 def _default_folders(environ: Mapping[str, str], service: bool) -> Dict[str, str]:
-    if service:
-        return {"state.dir": "/var/lib/latentd", "state.cache_dir": "/var/cache/latentd"}
+    """The folders that systemd made for the unit (StateDirectory=, CacheDirectory=), else those of the kind of user."""
     home = Path(environ.get("HOME", "~")).expanduser()
     state = Path(environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "latentd"
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "latentd"
-    return {"state.dir": str(state), "state.cache_dir": str(cache)}
+    plain = {"state.dir": str(state), "state.cache_dir": str(cache)}
+    usual = {"state.dir": "/var/lib/latentd", "state.cache_dir": "/var/cache/latentd"} if service else plain
+    made = {"state.dir": environ.get("STATE_DIRECTORY", ""), "state.cache_dir": environ.get("CACHE_DIRECTORY", "")}
+    return {key: made[key].split(":")[0] or usual[key] for key in usual}

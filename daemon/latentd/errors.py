@@ -166,6 +166,11 @@ class MeterUnavailable(LatentdError):
     default_hint = "/v1/energy says which meters were tried and why each can't be read; everything else goes on without."
 
 
+class InstallError(LatentdError):
+    slug, title = "install-failed", "The service can't be installed or removed"
+    default_hint = "Mend the cause and run the same command again: what was done already is not done twice."
+
+
 class Unreachable(LatentdError):
     slug, title = "unreachable", "latentd is not running; start it with `latentd serve`"
     default_hint = "Does it listen somewhere else? Name its address with --url."

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional
 
 import httpx
 import numpy as np
 import pytest
 
-from latentd.config import Config, EnergyConfig, HttpConfig, LearnConfig, StateConfig
+from latentd.cli.client import Client
+from latentd.config import Config, EnergyConfig, HttpConfig, LearnConfig, LogConfig, StateConfig
 from latentd.engines.choose import Attempt, Choice
 from latentd.errors import ConfigError, EngineError, StateInUse
 from latentd.replay.records import NewSample
-from latentd.service import building
+from latentd.service import building, supervisor
+from latentd.service.listener import Listener
 from latentd.service.parts import Parts
 from latentd.service.supervisor import Daemon
+from latentd.service.vitals import Vitals
 from latentd.vision import checkpoints
 from latentd.vision.probe import probe_images
-from service.fakes import SPEC, WAIT_S, FakeStage, picture
+from service.fakes import SPEC, WAIT_S, FakeStage, World, picture
+from service.test_vitals import Told
 
 
 @pytest.fixture
@@ -51,8 +56,8 @@ def config(tmp_path: Path) -> Config:
 class Running:
     """A daemon whose run() is in a thread of its own."""
 
-    def __init__(self, config: Config) -> None:
-        self.daemon = Daemon(config)
+    def __init__(self, config: Config, environ: Optional[Mapping[str, str]] = None) -> None:
+        self.daemon = Daemon(config, environ=environ)
         self.config = config
         self.error: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -72,6 +77,19 @@ class Running:
         assert self.daemon._server is not None
         self.daemon._server.leave()
         self.join()
+
+    def hang_up(self) -> None:
+        """SIGHUP, from another thread: the daemon's own reload, on its event loop."""
+        done = threading.Event()
+        loop = self.daemon.loop
+        assert loop is not None
+
+        def reload() -> None:
+            self.daemon.reload()
+            done.set()
+
+        loop.call_soon_threadsafe(reload)
+        assert done.wait(WAIT_S)
 
     def join(self) -> None:
         self._thread.join(2 * WAIT_S)
@@ -245,3 +263,81 @@ def test_joules_counted_by_the_run_before_are_carried_on(config: Config, stages:
     carried = second.start().ledger.report().activities["classify"].count
     second.stop()
     assert carried == 5
+
+
+def test_a_reload_changes_the_live_keys_while_it_serves(running: Start, config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    wanted: List[Config] = []
+    daemon = running(config)
+    daemon.daemon._reload = lambda: wanted[-1]
+    changed = replace(config, learn=replace(config.learn, max_lag_samples=77, seed=5), log=LogConfig("warning"))
+
+    def reload() -> Dict[str, Any]:
+        daemon.hang_up()
+        found: Dict[str, Any] = daemon.call("GET", "/v1/status").json()
+        return found
+
+    wanted.append(changed)
+    assert reload()["needs_restart"] == ["learn.seed"]
+    assert daemon.call("GET", "/v1/status").json()["queues"]["learner"]["capacity"] == 77
+    assert daemon.call("GET", "/v1/info").json()["config"]["learn.seed"]["value"] == 0
+    wanted.append(config)
+    found = reload()
+    assert (found["needs_restart"], found["queues"]["learner"]["capacity"]) == ([], config.learn.max_lag_samples)
+
+
+def test_a_broken_configuration_keeps_the_old_one(running: Start, config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Config:
+        raise ConfigError("unknown key lern.seed in config.toml", hint="Did you mean learn.seed?")
+
+    daemon = running(config)
+    daemon.daemon._reload = broken
+    daemon.hang_up()
+    assert daemon.call("GET", "/livez").status_code == 200
+    assert "unknown key lern.seed in config.toml (Did you mean learn.seed?)" in caplog.text
+    assert daemon.daemon.config == config
+
+
+def test_the_service_manager_hears_of_the_whole_life(
+    config: Config, stages: List[FakeStage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(WAIT_S)
+        daemon = Running(config, {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"})
+        heard: List[str] = []
+        while heard.count("WATCHDOG=1") < 3:
+            heard += manager.recv(4096).decode().split("\n")
+        daemon.end()
+        while "STOPPING=1" not in heard:
+            heard += manager.recv(4096).decode().split("\n")
+    words = [line.split("=")[0] for line in heard]
+    assert words[:2] == ["STATUS", "EXTEND_TIMEOUT_USEC"]
+    assert words.index("READY") < words.index("WATCHDOG") < words.index("STOPPING")
+
+
+def test_a_socket_that_systemd_opened_is_served(
+    config: Config, stages: List[FakeStage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "latentd.sock"
+    unix = socket.socket(socket.AF_UNIX)
+    unix.bind(str(path))
+    unix.listen()
+    monkeypatch.setattr(supervisor, "adopt", lambda environ: Listener(unix, f"unix:{path}"))
+    daemon = Running(config)
+    assert daemon.url == f"unix:{path}"
+    with Client(daemon.url) as client:
+        assert client.get("/livez") == {"status": "ok"}
+    daemon.end()
+    assert daemon.error is None
+
+
+def test_a_reload_before_the_first_answer_does_not_make_it_ready(config: Config, world: World) -> None:
+    daemon, told = Daemon(config, reload=lambda: config), Told()
+    daemon._notifier, daemon._vitals = told, Vitals(world.parts, told)
+    daemon.reload()
+    assert told.sent == []
+    daemon._vitals.is_ready = True
+    daemon.reload()
+    assert told.sent[0] == "RELOADING=1"
+    assert "READY=1" in told.sent

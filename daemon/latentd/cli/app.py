@@ -11,8 +11,9 @@ from typing import NoReturn, Optional, Sequence
 import typer
 
 from latentd import __version__
-from latentd.cli import backbone, classes, configuration, samples
+from latentd.cli import backbone, classes, configuration, samples, service
 from latentd.cli.classify import classify
+from latentd.cli.doctor import doctor
 from latentd.cli.learn import learn
 from latentd.cli.reports import accuracy, energy, memory
 from latentd.cli.serve import serve
@@ -26,12 +27,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verb in (serve, status, classify, learn, samples.label, samples.forget, accuracy, energy, memory):
+for verb in (serve, status, doctor, classify, learn, samples.label, samples.forget, accuracy, energy, memory):
     app.command()(verb)
 app.add_typer(samples.app, name="samples")
 app.add_typer(classes.app, name="classes")
 app.add_typer(backbone.app, name="backbone")
 app.add_typer(configuration.app, name="config")
+app.add_typer(service.app, name="service")
 
 
 def _show_version(wanted: bool) -> None:

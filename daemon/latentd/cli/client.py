@@ -19,6 +19,7 @@ from latentd.service.state_folder import ADDRESS_FILE
 
 CONNECT_S = 3.0
 ANSWER_S = 120.0
+UNIX = "unix:"  # and the path of a socket
 
 
 class Refused(LatentdError):
@@ -53,9 +54,10 @@ class Client:
         self.url = url
         self._sleep = sleep
         self._clock = clock
+        socket_path = url[len(UNIX) :] if url.startswith(UNIX) else None
         self._http = httpx.Client(
-            base_url=url,
-            transport=transport,
+            base_url="http://localhost" if socket_path else url,
+            transport=httpx.HTTPTransport(uds=socket_path) if socket_path else transport,
             trust_env=False,
             verify=url.startswith("https:"),
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from pathlib import Path
 from typing import Optional
@@ -28,7 +29,13 @@ def serve(
 ) -> None:
     """Run the daemon in the foreground until SIGTERM or Ctrl-C."""
     flags = {"http.bind": bind, "state.dir": state_dir, "state.cache_dir": cache_dir, "log.level": log_level}
-    settings = config.load(os.environ, flags, system=chosen(folder))
+    environ, system = dict(os.environ), chosen(folder)
+
+    def load() -> config.Config:
+        return config.load(environ, flags, system=system)
+
+    settings = load()
     from latentd.service.supervisor import Daemon  # here, because it takes seconds and no other verb needs it
 
-    Daemon(settings).run()
+    faulthandler.enable()  # where every thread was, when a watchdog's SIGABRT ends a process that is stuck
+    Daemon(settings, environ=environ, reload=load).run()

@@ -79,6 +79,7 @@ def _lines(found: Dict[str, Any]) -> List[Tuple[str, str]]:
             "temperature",
             ", ".join(f"{name} {value:.0f} °C" for name, value in found["temperatures_c"].items() if value is not None) or "unavailable",
         ),
+        *([("restart", f"needed for {', '.join(found['needs_restart'])}")] if found["needs_restart"] else []),
     ]
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latentd import config
-from latentd.cli.client import Client, Refused, address
+from latentd.cli.client import UNIX, Client, Refused, address
 from latentd.errors import LatentdError, Unreachable
 
 OK, FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -126,8 +126,8 @@ def connect(url: Optional[str]) -> Client:
     """The daemon at --url, or where the configuration says."""
     if url is None:
         return Client(address(config.load(os.environ, {})))
-    if "://" not in url:
+    if "://" not in url and not url.startswith(UNIX):
         url = f"http://{url}"
-    if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"{url} is not an http address", param_hint="--url")
+    if not url.startswith(("http://", "https://", UNIX)):
+        raise typer.BadParameter(f"{url} is neither an http address nor unix: and a path", param_hint="--url")
     return Client(url)

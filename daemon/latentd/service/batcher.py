@@ -74,10 +74,11 @@ class Observer(Protocol):
 
 
 class Batch(NamedTuple):
-    """What one thread takes at once, all of one priority. shared: other lanes may run beside it."""
+    """What one thread takes at once, all of one priority. shared: other lanes may run beside it. taken_at: on the batcher's clock."""
 
     tickets: List[Ticket]
     shared: bool
+    taken_at: float
 
 
 class Batcher:
@@ -120,6 +121,11 @@ class Batcher:
     def depth(self) -> int:
         """Images that decode or wait."""
         return sum(self._held.values())
+
+    @property
+    def longest_run_s(self) -> float:
+        """How long the oldest run under way has taken; 0: none is."""
+        return max((self._clock() - batch.taken_at for batch in tuple(self._running)), default=0.0)
 
     def busy(self) -> bool:
         """Whether classify requests wait or run; the learner lets them go first."""
@@ -244,7 +250,7 @@ class Batcher:
             shared = self._lanes > 1 and (waiting > 1 or bool(self._running))
             tickets = self._pop(self._next_priority(), 1 if shared else self._max_batch)
             if tickets:  # else all that was popped had been cancelled, and the other queue comes next
-                return Batch(tickets, shared)
+                return Batch(tickets, shared, self._clock())
         return None
 
     def _next_priority(self) -> Priority:

@@ -1,20 +1,26 @@
-"""Where the daemon listens: one TCP socket on a loopback address, bound before anything slow starts.
+"""Where the daemon listens: one socket, bound before anything slow starts, or taken over from systemd, which bound it before us.
 
-Called once by the supervisor; blocks for no longer than a bind.
+A TCP socket must have a loopback address; systemd may hand over a unix socket as well. Called once by the supervisor; blocks for no longer
+than a bind.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
-from typing import NamedTuple, Tuple
+from contextlib import ExitStack
+from typing import Mapping, NamedTuple, Optional, Tuple
 
 from latentd.errors import ConfigError
 from latentd.service.security import is_loopback_name
 
+ONE_SOCKET = "Give latentd.socket one ListenStream=, a loopback address or a path."
+FIRST_FD = 3  # of the sockets that systemd hands over: sd_listen_fds(3)
+
 
 class Listener(NamedTuple):
-    """The bound socket, and the URL that reaches it."""
+    """The bound socket, and the URL that reaches it; "unix:" and the path for a unix socket."""
 
     socket: socket.socket
     url: str
@@ -40,6 +46,36 @@ def bind(address: str) -> Listener:
         listener.close()
         raise _cannot_bind(address, cause) from cause
     return Listener(listener, f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
+
+
+def adopt(environ: Mapping[str, str], first_fd: int = FIRST_FD) -> Optional[Listener]:
+    """The socket that systemd opened for this process (LISTEN_PID, LISTEN_FDS); None: it opened none.
+
+    Raises ConfigError for more than one socket, one that takes no connections, and a TCP socket that other machines can reach.
+    """
+    if environ.get("LISTEN_PID") != str(os.getpid()) or environ.get("LISTEN_FDS", "0") == "0":
+        return None
+    if environ["LISTEN_FDS"] != "1":
+        raise ConfigError(f"systemd handed over {environ['LISTEN_FDS']} sockets; latentd listens on one", hint=ONE_SOCKET)
+    os.set_inheritable(first_fd, False)  # a compiler that we start must not hold the port
+    with ExitStack() as on_refusal:
+        handed = on_refusal.enter_context(socket.socket(fileno=first_fd))
+        listener = Listener(handed, _url(handed))
+        on_refusal.pop_all()
+    return listener
+
+
+def _url(handed: socket.socket) -> str:
+    """What reaches a socket that was handed over; ConfigError where it is none that latentd may listen on."""
+    if handed.type != socket.SOCK_STREAM or not handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ConfigError("the socket that systemd handed over takes no connections", hint=ONE_SOCKET)
+    name = handed.getsockname()
+    if handed.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if handed.family == socket.AF_INET6 else name[0]
+    if not is_loopback_name(host):
+        raise ConfigError(f"systemd handed over {host}:{name[1]}, which can be reached from other machines", hint=ONE_SOCKET)
+    return f"http://{host}:{name[1]}"
 
 
 def _parsed(address: str) -> Tuple[str, int]:

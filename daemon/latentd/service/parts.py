@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Parts:
     """Everything a request can reach.
 
-    open_connections: how many the server holds. keys_in_flight: the Idempotency-Key of each request that still runs.
+    open_connections: how many the server holds. keys_in_flight: the Idempotency-Key of each request that still runs. needs_restart: keys
+    whose values in the configuration files are not those in force.
     """
 
     config: Config
@@ -42,6 +43,7 @@ class Parts:
     pending: PendingBytes
     temperatures_c: Callable[[], Mapping[str, Optional[float]]]
     open_connections: Callable[[], int] = lambda: 0
+    needs_restart: Tuple[str, ...] = ()
     started_at: float = field(default_factory=time.time)
     started_on: float = field(default_factory=time.monotonic)
     keys_in_flight: Set[str] = field(default_factory=set)

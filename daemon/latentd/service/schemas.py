@@ -248,6 +248,7 @@ class Status(Shape):
     journal: Journal
     queues: Dict[str, Queue]
     temperatures_c: Dict[str, Optional[float]]
+    needs_restart: List[str] = Field(description="keys that were changed in the configuration files since the start")
 
 
 class Limits(Shape):

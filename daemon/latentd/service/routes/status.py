@@ -36,6 +36,7 @@ async def status(request: Request) -> Response:
         "journal": views.journal(parts),
         "queues": {name: {"depth": depth, "capacity": capacity} for name, (depth, capacity) in parts.queues().items()},
         "temperatures_c": dict(parts.temperatures_c()),
+        "needs_restart": list(parts.needs_restart),
     }
     return json_answer(view)
 

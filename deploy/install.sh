@@ -1,0 +1,222 @@
+#!/bin/sh
+# Installs latentd as a service on a Jetson with JetPack 5, from this checkout: sudo sh deploy/install.sh
+# Safe to run again; that is also how it is upgraded. PyTorch must be there before: NVIDIA's wheel, which this never replaces.
+#
+#   --uninstall          stop the service, remove it and its environment; what was taught stays
+#   --purge-state        with --uninstall: remove what was taught and the caches too (never /etc/latentd)
+#   --check              only look whether this machine is fit for it
+#   --force              go on although the machine is not the one this was made for
+#   --root DIR           install into a folder that holds the root of a system
+#
+# PYTHON names the Python (python3), LATENTD_HOME the environment (/opt/latentd), LATENTD_PIP the pip to use instead of the environment's.
+set -eu
+umask 022
+here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+root='' act=install purge='' force='' check=''
+PYTHON=${PYTHON:-python3}
+LATENTD_HOME=${LATENTD_HOME:-/opt/latentd}
+DISK_MIB=1500
+MEMORY_MIB=3500
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+say() { printf '%s\n' "$*"; }
+did() { printf '  %s\n' "$*"; }
+note() { printf '  note: %s\n' "$*"; }
+fail() {
+    printf 'install.sh: %s\n' "$1" >&2
+    [ $# -lt 2 ] || printf '  %s\n' "$2" >&2
+    exit 1
+}
+# A doubt that ends the installation unless --force was given.
+doubt() {
+    [ -n "$force" ] || fail "$1" "$2 (--force goes on all the same)"
+    note "$1"
+}
+text() { tr '\0' ' ' 2>/dev/null <"$root$1" | sed 's/ *$//' || true; }
+
+while [ $# -gt 0 ]; do
+    case $1 in
+        --uninstall) act=uninstall ;;
+        --purge-state) purge=--purge-state ;;
+        --check) check=1 ;;
+        --force) force=1 ;;
+        --root) [ $# -gt 1 ] || fail "--root needs a folder"; root=${2%/}; shift ;;
+        --root=*) root=${1#--root=}; root=${root%/} ;;
+        -h | --help) sed -n '2,/^set -eu$/{/^#/s/^# \{0,1\}//p;}' "$0"; exit 0 ;;
+        *) fail "$1 is no option" "See $0 --help" ;;
+    esac
+    shift
+done
+[ -z "$root" ] || [ -d "$root" ] || fail "$root is not a folder"
+venv=$root$LATENTD_HOME
+service_root=${root:+--root=$root}
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+need_root() {
+    [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "this needs root, and you are user $(id -u)" "sudo sh $0"
+}
+
+check_board() {
+    model=$(text /proc/device-tree/model)
+    case $(text /proc/device-tree/compatible) in
+        *tegra194*) did "board: ${model:-Jetson Xavier}" ;;
+        *tegra*) note "board: ${model:-Jetson}; made for Xavier, and likely to work here" ;;
+        *) doubt "this is no Jetson" "On another computer: pip install 'latentd[all]', then latentd service install" ;;
+    esac
+    release=$(text /etc/nv_tegra_release | sed -n 's/.*R\([0-9]*\).*REVISION: *\([0-9.]*\).*/\1.\2/p')
+    case $release in
+        35.*) did "L4T $release (JetPack 5)" ;;
+        '') doubt "/etc/nv_tegra_release does not tell the release of L4T" "Is this JetPack 5?" ;;
+        *) doubt "L4T $release is not JetPack 5" "This was made for L4T 35" ;;
+    esac
+}
+
+check_python() {
+    version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || fail "there is no $PYTHON" "sudo apt-get install python3"
+    pins=$here/deploy/constraints/py$(printf '%s' "$version" | tr -d .).txt
+    [ -f "$pins" ] || fail "$PYTHON is Python $version; latentd needs 3.8 to 3.13" "PYTHON=python3.8 names another"
+    "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || fail "$PYTHON can't make environments" "sudo apt-get install python3-venv"
+    did "Python $version"
+}
+
+# The version of a package that this Python has of the machine, and for torch its CUDA, without importing it.
+outside() {
+    "$PYTHON" - "$1" <<'EOF'
+import importlib.util, pathlib, re, sys
+spec = importlib.util.find_spec(sys.argv[1])
+if spec is None or not spec.origin:
+    sys.exit(1)
+folder = pathlib.Path(spec.origin).parent
+for name in ("version.py", "__init__.py"):
+    if (folder / name).is_file():
+        text = (folder / name).read_text(errors="replace")
+        version = re.search(r"^(?:__version__|version|full_version)\b[^=\n]*=\s*['\"]([^'\"]+)", text, re.M)
+        cuda = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)", text, re.M)
+        if version:
+            print(version.group(1), cuda.group(1) if cuda else "none")
+            break
+else:
+    print("unknown none")
+EOF
+}
+
+check_packages() {
+    torch=$(outside torch) || fail "PyTorch is not installed for $PYTHON" \
+        "Install NVIDIA's wheel for JetPack 5 (torch 2.0.0+nv23.05 or 2.1.0a0+nv23.06) for all users first: sudo pip3 install <wheel>"
+    case $torch in
+        *none) doubt "torch ${torch% *} has no CUDA: pip has put it in the place of NVIDIA's" "sudo pip3 uninstall torch, then NVIDIA's wheel again" ;;
+        *) did "torch ${torch% *} with CUDA ${torch#* }, which stays as it is" ;;
+    esac
+    if tensorrt=$(outside tensorrt); then did "TensorRT ${tensorrt% *}"; else note "no TensorRT for $PYTHON: sudo apt-get install python3-libnvinfer"; fi
+}
+
+check_room() {
+    above=$venv
+    while [ ! -d "$above" ]; do above=$(dirname "$above"); done
+    free=$(df -Pk "$above" | awk 'NR == 2 { print int($4 / 1024) }')
+    [ "$free" -ge "$DISK_MIB" ] || fail "$above has $free MiB free; $DISK_MIB are needed" "sudo apt-get clean; sudo journalctl --vacuum-size=100M"
+    did "disk: $free MiB free"
+    memory=$(text /proc/meminfo | awk '/^MemTotal:/ { print int($2 / 1024) }')
+    if [ "${memory:-0}" -ge "$MEMORY_MIB" ]; then did "memory: $memory MiB"; else note "memory: ${memory:-unknown} MiB; $MEMORY_MIB would be better"; fi
+    text /proc/meminfo | awk '/^SwapTotal:/ { if ($2 == 0) exit 1 }' || note "no swap: sudo systemctl enable --now nvzramconfig"
+    text /etc/group | grep -q '^video:' || fail "there is no group video" "The driver's nodes belong to it: sudo apt-get install --reinstall nvidia-l4t-init"
+}
+
+# --- installing -------------------------------------------------------------------------------------------------------
+
+pip_install() {
+    # shellcheck disable=SC2086
+    ${LATENTD_PIP:-"$venv/bin/python" -m pip} install --quiet --constraint "$work/pins.txt" "$@"
+}
+
+# The pins of this Python, but what the machine brings in a version that is new enough stays at that very version.
+write_pins() {
+    sed '/^#/d; /^torch==/d' "$pins" >"$work/pins.txt"
+    printf 'torch===%s\n' "${torch% *}" >>"$work/pins.txt"
+    if numpy=$(outside numpy); then
+        case ${numpy% *} in
+            1.2[3-6].* | 2.*) sed -i "s/^numpy==.*/numpy===${numpy% *}/" "$work/pins.txt"; did "numpy ${numpy% *} of the machine stays" ;;
+            *) note "numpy ${numpy% *} of the machine is too old: latentd gets its own, beside it" ;;
+        esac
+    fi
+}
+
+make_environment() {
+    if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ]; then fail "$LATENTD_HOME exists and is no environment" "Move it away, or name another with LATENTD_HOME="; fi
+    has=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
+    if [ "$has" != "$version" ] || ! grep -q 'include-system-site-packages = true' "$venv/pyvenv.cfg"; then
+        # shellcheck disable=SC2086
+        "$PYTHON" -m venv --clear --system-site-packages ${LATENTD_PIP:+--without-pip} "$venv"
+        did "made the environment $LATENTD_HOME, which sees the machine's torch and TensorRT"
+    else
+        did "the environment $LATENTD_HOME is there"
+    fi
+}
+
+install_package() {
+    write_pins
+    cp -R "$here/daemon" "$here/pyproject.toml" "$here/README.md" "$here/LICENSE" "$work/"
+    rm -rf "$work/build" "$work"/daemon/*.egg-info
+    pip_install --upgrade pip setuptools
+    if outside onnxruntime >/dev/null; then extra=''; else extra='[onnxruntime]'; fi
+    pip_install --upgrade --no-build-isolation "$work/$extra"
+    [ ! -e "$venv/lib/python$version/site-packages/torch" ] || fail "pip put a torch into $LATENTD_HOME, in front of NVIDIA's" "rm -rf $LATENTD_HOME, then run this again"
+    did "installed $("$venv/bin/latentd" --version)"
+}
+
+# Runs the new latentd, and ends with its words when it fails.
+run_latentd() {
+    # shellcheck disable=SC2086
+    words=$("$venv/bin/latentd" "$@" $service_root 2>&1) || fail "latentd $*" "$words"
+    printf '%s\n' "$words" | sed 's/^/  /'
+}
+
+install_service() {
+    if [ -z "$root" ]; then
+        "$venv/bin/latentd" backbone pull >/dev/null || fail "the backbone could not be fetched" "sudo $LATENTD_HOME/bin/latentd backbone pull, with a network; then run this again"
+        did "the backbone is in /var/cache/latentd"
+    else
+        note "no backbone in $root: latentd backbone pull fetches it"
+    fi
+    run_latentd service install --exec "$LATENTD_HOME/bin/latentd"
+}
+
+uninstall() {
+    if [ -x "$venv/bin/latentd" ]; then
+        # shellcheck disable=SC2086
+        run_latentd service uninstall $purge
+    else
+        note "there is no $LATENTD_HOME/bin/latentd"
+    fi
+    if [ -e "$venv/pyvenv.cfg" ]; then
+        rm -rf "$venv"
+        did "removed $LATENTD_HOME"
+    fi
+}
+
+if [ "$act" = uninstall ]; then
+    need_root
+    say "Removing latentd:"
+    uninstall
+    exit 0
+fi
+[ -z "$purge" ] || fail "--purge-state goes with --uninstall"
+say "This machine:"
+check_board
+check_python
+check_packages
+check_room
+[ -z "$check" ] || exit 0
+need_root
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+say "Installing latentd:"
+make_environment
+install_package
+install_service
+say "latentd answers at once with the best engine that is ready, and compiles a faster one in the background."
+say "  $LATENTD_HOME/bin/latentd status    how it is"
+say "  $LATENTD_HOME/bin/latentd doctor    what could be better on this machine"
+say "  systemctl status latentd           what systemd says"

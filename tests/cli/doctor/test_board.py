@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cli.doctor.trees import STRANGER, member_of, tree
+from latentd.cli.doctor import board
+from latentd.cli.doctor.machine import BROKEN, NOTE, OK, Finding, Machine
+
+
+def test_the_board_is_told_by_the_device_tree_and_the_release_file(nx: Machine, laptop: Machine) -> None:
+    assert board.board(nx) == Finding("board", OK, "NVIDIA Jetson Xavier NX Developer Kit, L4T 35.6.5 (JetPack 5)")
+    assert board.board(laptop) == Finding("board", OK, "T14")
+    (nx.root / "etc/nv_tegra_release").unlink()
+    assert "container" in board.board(nx).detail
+    assert board.board(nx).state == OK
+
+
+def test_a_release_that_nobody_has_seen_is_no_fault(nx: Machine) -> None:
+    (nx.root / "etc/nv_tegra_release").write_text("# R99 (release), REVISION: 1.0, GCID: 1\n")
+    assert (board.board(nx).state, "99.1.0" in board.board(nx).detail) == (NOTE, True)
+
+
+def test_the_drivers_nodes_must_be_open_to_the_user(nx: Machine) -> None:
+    assert board.driver(nx, member_of(nx.root / "dev/nvmap")).state == OK
+    closed = board.driver(nx, STRANGER)
+    assert closed.state == BROKEN
+    assert "/dev/nvmap is closed to ann (uid 54321, gids 54321)" in closed.detail
+    assert "usermod -aG" in closed.fix
+
+
+def test_nodes_that_are_missing_are_named_with_the_container_remedy(nx: Machine) -> None:
+    (nx.root / "dev/nvhost-ctrl-gpu").unlink()
+    found = board.driver(nx, STRANGER)
+    assert (found.state, "/dev/nvhost-ctrl-gpu not there" in found.detail) == (BROKEN, True)
+    assert "--runtime nvidia" in found.fix
+
+
+def test_a_laptop_without_an_nvidia_card_is_fine_and_one_with_a_closed_node_is_not(laptop: Machine) -> None:
+    assert board.driver(laptop, STRANGER).state == OK
+    (laptop.root / "dev").mkdir()
+    (laptop.root / "dev/nvidiactl").touch(0o600)
+    assert board.driver(laptop, STRANGER).state == BROKEN
+
+
+def test_the_meter_and_the_temperature_are_told(nx: Machine) -> None:
+    found = board.sensors(nx, ("ina3221", "rapl"))
+    assert found.state == OK
+    assert found.detail.startswith("ina3221 measures all that the module takes in (VDD_IN)")
+    assert found.detail.endswith("warmest zone 42 °C")
+
+
+def test_no_meter_is_a_note_with_every_reason(laptop: Machine) -> None:
+    found = board.sensors(laptop, ("ina3221", "tegrastats", "rapl"))
+    assert found.state == NOTE
+    assert "INA3221" in found.detail
+    assert "RAPL" in found.detail
+    assert found.detail.endswith("no temperature")
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "detail"),
+    [
+        ("NVPM ERROR: Error opening /sys/kernel/x: 13\nNV Fan Mode:quiet\nNV Power Mode: MODE_20W_6CORE\n8\n", OK, "MODE_20W_6CORE"),
+        ("NV Power Mode: MODE_10W_DESKTOP\n5\n", NOTE, "MODE_10W_DESKTOP"),
+        ("", NOTE, "nvpmodel does not tell"),
+    ],
+)
+def test_the_power_mode_is_read_from_what_nvpmodel_says(nx: Machine, said: str, state: str, detail: str) -> None:
+    found = board.power_mode(replace(nx, output=lambda command: said))
+    assert (found.state, detail in found.detail) == (state, True)
+    assert bool(found.fix) == (state != OK)
+
+
+def test_a_laptop_tells_its_governor(laptop: Machine) -> None:
+    assert board.power_mode(laptop).state == OK
+    tree(laptop.root, {"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n"})
+    assert board.power_mode(laptop).detail == "processor governor powersave"
+
+
+def test_a_clock_that_was_never_set_is_found(nx: Machine) -> None:
+    assert board.clock(nx, 86400.0).state == BROKEN
+    assert "1970-01-02" in board.clock(nx, 86400.0).detail
+    assert board.clock(nx, 2e9).detail == "set"
+    tree(nx.root, {"run/systemd/timesync/synchronized": ""})
+    assert board.clock(nx, 2e9).detail == "set, and synchronized"

@@ -1,0 +1,251 @@
+"""deploy/install.sh in a root that imitates a Xavier NX, with a pip that only notes what it was asked for; no network, no root."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Dict, List
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "deploy/install.sh"
+NX = {
+    "proc/device-tree/model": "NVIDIA Jetson Xavier NX Developer Kit\0",
+    "proc/device-tree/compatible": "nvidia,p3449-0000+p3668-0001\0nvidia,tegra194\0",
+    "proc/meminfo": "MemTotal:        6996988 kB\nMemAvailable:    4194304 kB\nSwapTotal:       3498484 kB\n",
+    "etc/nv_tegra_release": "# R35 (release), REVISION: 6.5, GCID: 32790763, BOARD: t186ref, EABI: aarch64\n",
+    "etc/group": "root:x:0:\nvideo:x:44:\n",
+}
+NVIDIA_TORCH = "__version__ = '2.1.0a0+41361538.nv23.06'\ndebug = False\ncuda = '11.4'\n"
+PLAIN_TORCH = "from typing import Optional\n__version__ = '2.4.1'\ncuda: Optional[str] = None\n"
+# It writes down its arguments and the constraints, and leaves a latentd that writes down its own.
+LATENTD = """#!/bin/sh
+echo "$@" >> "$NOTES/latentd"
+case $1 in --version) echo latentd 1.2.3 ;; *) echo did "$2" ;; esac
+"""
+PIP = """#!/bin/sh
+echo "$@" >> "$NOTES/pip"
+while [ "$1" != --constraint ]; do shift; done
+cp "$2" "$NOTES/pins"
+case "$*" in *--no-build-isolation*) cp "$NOTES/../tools/latentd" "$BIN/latentd" ;; esac
+"""
+
+
+@functools.lru_cache(maxsize=1)
+def python38() -> str:
+    """Python 3.8, as JetPack 5 has it, where there is one; else the Python of the tests."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv")))
+    found = [shutil.which("python3.8"), *map(str, sorted(pyenv.glob("versions/3.8.*/bin/python")))]
+    for path in filter(None, found):  # a shim of pyenv is there for every version and works for some
+        if subprocess.run([path, "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
+            return path
+    return sys.executable
+
+
+class Board:
+    """A root in a folder, and what the installer did to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.notes, self.site, self.tools = (folder / name for name in ("root", "notes", "site", "tools"))
+        for path in (self.root, self.notes, self.site, self.tools):
+            path.mkdir()
+        self.plant(self.root, NX)
+        self.plant(
+            self.site, {"torch/__init__.py": "", "torch/version.py": NVIDIA_TORCH, "tensorrt/__init__.py": '__version__ = "8.5.2.2"\n'}
+        )
+        self.plant(self.site, {"numpy/__init__.py": "", "numpy/version.py": 'version = "1.17.4"\n'})
+        self.tool("pip", PIP)
+        self.tool("latentd", LATENTD)
+        self.venv = self.root / "opt/latentd"
+
+    def plant(self, folder: Path, files: Dict[str, str]) -> None:
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+
+    def tool(self, name: str, text: str) -> None:
+        (self.tools / name).write_text(text)
+        (self.tools / name).chmod(0o755)
+
+    def install(self, *options: str, code: int = 0, **environ: str) -> str:
+        """Runs the installer; gives what it said."""
+        own = {"PATH": f"{self.tools}:{os.environ['PATH']}", "PYTHON": python38(), "PYTHONPATH": str(self.site), "HOME": str(self.root)}
+        fakes = {"LATENTD_PIP": str(self.tools / "pip"), "NOTES": str(self.notes), "BIN": str(self.venv / "bin")}
+        command = ["sh", str(SCRIPT), "--root", str(self.root), *options]
+        ran = subprocess.run(command, env={**own, **fakes, **environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        said = ran.stdout.decode()
+        assert ran.returncode == code, said
+        return said
+
+    def noted(self, name: str) -> List[str]:
+        path = self.notes / name
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path)
+
+
+def test_it_says_what_the_board_is_and_what_it_did(board: Board) -> None:
+    said = board.install()
+    for line in (
+        "  board: NVIDIA Jetson Xavier NX Developer Kit",
+        "  L4T 35.6.5 (JetPack 5)",
+        "  torch 2.1.0a0+41361538.nv23.06 with CUDA 11.4, which stays as it is",
+        "  TensorRT 8.5.2.2",
+        "  memory: 6832 MiB",
+        "  installed latentd 1.2.3",
+        "  did install",
+    ):
+        assert line in said.splitlines(), said
+    assert "include-system-site-packages = true" in (board.venv / "pyvenv.cfg").read_text()
+    assert board.noted("latentd")[-1] == f"service install --exec /opt/latentd/bin/latentd --root={board.root}"
+
+
+def test_pip_is_bound_to_nvidias_torch_and_never_asked_for_one(board: Board) -> None:
+    board.install()
+    pins = board.noted("pins")
+    assert "torch===2.1.0a0+41361538.nv23.06" in pins
+    assert [line for line in pins if line.startswith("torch=")] == ["torch===2.1.0a0+41361538.nv23.06"]
+    asked = board.noted("pip")
+    assert all("--constraint" in line for line in asked)
+    assert not any("torch" in line for line in asked)
+
+
+def test_a_numpy_that_is_new_enough_stays_and_an_old_one_gets_a_pinned_one_beside_it(board: Board) -> None:
+    said = board.install()
+    assert "numpy 1.17.4 of the machine is too old" in said
+    assert next(line for line in board.noted("pins") if line.startswith("numpy=")).startswith("numpy==")
+    board.plant(board.site, {"numpy/version.py": 'version = "1.23.5"\n'})
+    assert "numpy 1.23.5 of the machine stays" in board.install()
+    assert "numpy===1.23.5" in board.noted("pins")
+
+
+def test_an_onnxruntime_of_the_machine_is_not_installed_again(board: Board) -> None:
+    board.install()
+    assert board.noted("pip")[-1].endswith("[onnxruntime]")
+    board.plant(board.site, {"onnxruntime/__init__.py": '__version__ = "1.16.0"\n'})
+    board.install()
+    assert not board.noted("pip")[-1].endswith("[onnxruntime]")
+
+
+def test_a_second_run_is_an_upgrade_in_the_same_environment(board: Board) -> None:
+    board.install()
+    (board.venv / "mark").touch()
+    (board.root / "etc/latentd").mkdir()
+    (board.root / "etc/latentd/config.toml").write_text("mine")
+    said = board.install()
+    assert "the environment /opt/latentd is there" in said
+    assert (board.venv / "mark").exists()
+    assert (board.root / "etc/latentd/config.toml").read_text() == "mine"
+
+
+def test_the_checkout_is_left_as_it_was(board: Board) -> None:
+    before = {path: path.stat().st_mtime_ns for path in ROOT.iterdir()}
+    board.install()
+    assert {path: path.stat().st_mtime_ns for path in ROOT.iterdir()} == before
+
+
+def test_check_changes_nothing(board: Board) -> None:
+    said = board.install("--check")
+    assert "Installing" not in said
+    assert not board.venv.exists()
+    assert board.noted("pip") == []
+
+
+def test_uninstalling_removes_service_and_environment_and_keeps_the_rest(board: Board) -> None:
+    board.install()
+    state = board.root / "var/lib/latentd/journal.sqlite"
+    board.plant(board.root, {"var/lib/latentd/journal.sqlite": "taught"})
+    said = board.install("--uninstall")
+    assert board.noted("latentd")[-1] == f"service uninstall --root={board.root}"
+    assert "removed /opt/latentd" in said
+    assert not board.venv.exists()
+    assert state.exists()
+    assert "there is no /opt/latentd/bin/latentd" in board.install("--uninstall"), "safe to run again"
+
+
+def test_what_was_taught_goes_only_when_told(board: Board) -> None:
+    board.install()
+    board.install("--uninstall", "--purge-state")
+    assert board.noted("latentd")[-1] == f"service uninstall --purge-state --root={board.root}"
+    assert "goes with --uninstall" in board.install("--purge-state", code=1)
+
+
+def test_a_torch_that_pip_put_there_is_refused(board: Board) -> None:
+    board.plant(board.site, {"torch/version.py": PLAIN_TORCH})
+    said = board.install(code=1)
+    assert "torch 2.4.1 has no CUDA" in said
+    assert "pip3 uninstall torch" in said
+    assert not board.venv.exists()
+    assert "note: torch 2.4.1 has no CUDA" in board.install("--force")
+
+
+def test_a_pip_that_brings_a_torch_of_its_own_all_the_same_is_found(board: Board) -> None:
+    board.tool("pip", PIP + 'for lib in "$BIN"/../lib/python*; do mkdir -p "$lib/site-packages/torch"; done\n')
+    assert "in front of NVIDIA's" in board.install(code=1)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"proc/device-tree/compatible": "raspberrypi,4-model-b\0"}, "this is no Jetson"),
+        ({"etc/nv_tegra_release": "# R36 (release), REVISION: 4.0, GCID: 1\n"}, "L4T 36.4.0 is not JetPack 5"),
+        ({"etc/nv_tegra_release": "?"}, "does not tell the release"),
+        ({"etc/group": "root:x:0:\n"}, "there is no group video"),
+    ],
+)
+def test_another_machine_is_refused_with_a_reason(board: Board, files: Dict[str, str], said: str) -> None:
+    board.plant(board.root, files)
+    assert said in board.install(code=1)
+    assert not board.venv.exists()
+
+
+def test_without_torch_or_python_it_says_what_to_install(board: Board) -> None:
+    assert "there is no python9" in board.install(code=1, PYTHON="python9")
+    if subprocess.run([python38(), "-c", "import torch"], stderr=subprocess.DEVNULL).returncode != 0:
+        shutil.rmtree(str(board.site / "torch"))
+        assert "Install NVIDIA's wheel" in board.install(code=1)
+
+
+def test_a_full_disk_is_found_before_anything_is_made(board: Board) -> None:
+    board.tool("df", "#!/bin/sh\necho Filesystem\necho /dev/mmcblk0p1 14000000 13900000 100000 99% /\n")
+    said = board.install(code=1)
+    assert "has 97 MiB free; 1500 are needed" in said
+    assert not board.venv.exists()
+
+
+def test_little_memory_and_no_swap_are_notes(board: Board) -> None:
+    board.plant(board.root, {"proc/meminfo": "MemTotal: 2000000 kB\nSwapTotal: 0 kB\n"})
+    said = board.install("--check")
+    assert "note: memory: 1953 MiB" in said
+    assert "note: no swap" in said
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(board: Board) -> None:
+    board.plant(board.root, {"opt/latentd/precious": "mine"})
+    assert "is no environment" in board.install(code=1)
+    board.install("--uninstall")
+    assert (board.venv / "precious").exists()
+
+
+def test_a_service_that_can_not_be_installed_ends_it_with_its_words(board: Board) -> None:
+    board.tool("latentd", LATENTD.replace('echo did "$2"', "echo no systemd here; exit 1"))
+    assert "no systemd here" in board.install(code=1)
+
+
+def test_options_are_explained_and_unknown_ones_refused(board: Board) -> None:
+    assert "--purge-state" in board.install("--help")
+    assert "--frobnicate is no option" in board.install("--frobnicate", code=1)
+
+
+def test_the_scripts_pass_shellcheck() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck not found: apt-get install shellcheck")
+    subprocess.run(["shellcheck", str(SCRIPT), str(ROOT / "deploy/venv.sh")], check=True)
