@@ -20,14 +20,8 @@ from latentd.engines.export import export
 from latentd.engines.stage import StageSpec, planar
 from latentd.errors import EngineError
 from latentd.vision.shape import VitShape
+from standin.strict import operators
 
-# Of the operators that the ONNX parser of TensorRT 8.5-GA imports (its docs/operators.md), those that a ViT may need. Not among them:
-# LayerNormalization, Gelu, and Cast from UINT8.
-TENSORRT_8_5 = {
-    *("Add", "Cast", "Concat", "Constant", "Conv", "Div", "Equal", "Erf", "Exp", "Expand", "Flatten", "Gather", "Gemm", "Identity"),
-    *("MatMul", "Mul", "Neg", "Pow", "Reciprocal", "ReduceMean", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt"),
-    *("Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where"),
-}
 SHAPES = {
     "DINOv2": tiny.DINOV2,
     "timm": tiny.TIMM,
@@ -81,7 +75,7 @@ def test_the_tokens_are_those_after_the_split_and_the_features_do_not_change_wit
 @pytest.mark.parametrize("kind", SHAPES)
 def test_the_graph_holds_only_operators_that_tensorrt_8_5_imports(tmp_path: Path, kind: str) -> None:
     model = onnx.load(str(exported(tmp_path, SHAPES[kind])))
-    assert {node.op_type for node in model.graph.node} <= TENSORRT_8_5
+    assert {node.op_type for node in model.graph.node} <= operators("8.5-GA")
     assert all(node.domain == "" for node in model.graph.node)
 
 

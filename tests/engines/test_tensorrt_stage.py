@@ -18,6 +18,7 @@ from latentd.engines.plans import NotBuilt
 from latentd.engines.stage import StageSpec
 from latentd.engines.tensorrt import PlanRefused, TensorRtStage
 from latentd.errors import EngineError
+from standin import running
 from standin.host import HostMemory
 
 TOLERANCE = 0.05  # FP16 on 11; the stand-in of the others computes in FP32
@@ -168,3 +169,12 @@ def test_the_boards_release_is_part_of_the_device(tmp_path: Path, monkeypatch: p
     assert device._l4t() == found
     monkeypatch.setattr(device, "L4T_RELEASE", tmp_path / "absent")
     assert device._l4t() == ""
+
+
+def test_sizes_that_tensorrt_does_not_tell_before_the_first_run_are_checked_in_it(
+    engine: PlanEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = running.ICudaEngine.get_tensor_shape
+    monkeypatch.setattr(running.ICudaEngine, "get_tensor_shape", lambda self, name: [-1 for _ in told(self, name)])
+    with pytest.raises(EngineError, match=r"gives pixels the shape \(1, -1, -1, -1\)"):
+        engine.open()

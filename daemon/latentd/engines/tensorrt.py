@@ -107,7 +107,8 @@ class TensorRtStage:
             mode = trt.TensorIOMode.INPUT if name == "pixels" else trt.TensorIOMode.OUTPUT
             fits = engine.get_tensor_mode(name) == mode and engine.get_tensor_dtype(name) == trt.float32
             found = tuple(engine.get_tensor_shape(name))
-            if not fits or found != shape:
+            known = [side if side != -1 else wanted for side, wanted in zip(found, shape)]  # -1: it is not told before the first run
+            if not fits or len(found) != len(shape) or tuple(known) != shape:
                 raise PlanRefused(f"the plan's {name} has the shape {found}, {shape} in float32 was expected")
         largest, *_ = engine.get_tensor_profile_shape("pixels", 0)[2]
         if largest < self.max_batch:
