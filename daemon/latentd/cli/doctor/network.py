@@ -8,7 +8,6 @@ from latentd.cli.client import Client, address
 from latentd.cli.doctor.machine import BROKEN, OK, Finding
 from latentd.config import Config
 from latentd.errors import ConfigError, LatentdError, NotLatentd, Unreachable
-from latentd.service.listener import bind
 
 
 def ask(url: str) -> None:
@@ -31,6 +30,8 @@ def port(config: Config, asked: Callable[[str], None] = ask) -> Finding:
 
 
 def _free(config: Config) -> Finding:
+    from latentd.service.listener import bind  # and with it FastAPI: not for the verbs that only ask the daemon
+
     try:
         bind(config.http.bind).socket.close()
     except ConfigError as cause:

@@ -9,7 +9,6 @@ from typing import Optional
 from latentd.cli.doctor.machine import BROKEN, ENTER, NOTE, OK, READ, WRITE, Finding, Machine, User
 from latentd.config import Config
 from latentd.errors import CheckpointError
-from latentd.vision import checkpoints
 
 _CUDA = re.compile(r"^cuda(?:\s*:[^=\n]+)?\s*=\s*(?:'([^']*)'|\"([^\"]*)\"|None)", re.MULTILINE)
 _VERSION = re.compile(r"^__version__\s*=\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
@@ -50,6 +49,8 @@ def tensorrt(machine: Machine) -> Finding:
 
 def plan_cache(config: Config, user: User) -> Finding:
     """The cache folder: weights, which must be there, and graphs and plans, which are made when they are not."""
+    from latentd.vision import checkpoints  # and with it numpy: not for the verbs that only ask the daemon
+
     folder = config.cache_dir
     try:
         checkpoints.find(folder, config.backbone.name)
