@@ -18,6 +18,7 @@ MAX_LINES = 400
 RANK = {
     "": 0,
     "config": 0,
+    "files": 0,
     "errors": 0,
     "vision": 1,
     "engines": 2,

@@ -20,7 +20,7 @@ from latentd.engines.choose import Choice
 from latentd.engines.plans import NotBuilt, PlanCache
 from latentd.engines.tensorrt_build import BuildOrder
 from latentd.errors import EngineError
-from latentd.vision.tensorfile import file_sha256
+from latentd.files import file_sha256
 from standin.building import MAGIC
 from standin.strict import VERSIONS
 from standin.use import install

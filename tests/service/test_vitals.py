@@ -8,7 +8,8 @@ from typing import List, cast
 
 import pytest
 
-from latentd.learning.learner import Learner, LearnerStatus
+from latentd.learning.learner import Learner
+from latentd.learning.status import LearnerStatus
 from latentd.service.notify import Notifier
 from latentd.service.vitals import LEARNER_BUDGET_S, TURNS, Vitals
 from service.fakes import World, picture

@@ -14,7 +14,8 @@ import torch
 
 import tiny
 from latentd.errors import CheckpointError
-from latentd.vision import checkpoints, tensorfile
+from latentd.files import file_sha256
+from latentd.vision import checkpoints
 from latentd.vision.vit import Vit
 
 
@@ -29,7 +30,7 @@ def test_an_imported_backbone_is_listed_found_and_loaded(tmp_path: Path) -> None
     assert imported.path == tmp_path / "cache" / "backbones" / "mine.safetensors"
     assert checkpoints.installed(tmp_path / "cache") == [imported]
     assert checkpoints.find(tmp_path / "cache", "mine") == imported
-    assert imported.sha256 == tensorfile.file_sha256(imported.path)
+    assert imported.sha256 == file_sha256(imported.path)
     assert "weights.safetensors" in imported.source
     images = tiny.normalised(1, tiny.DINOV2)
     assert np.array_equal(Vit.load(imported).final_tokens(images), tiny.vit().final_tokens(images))

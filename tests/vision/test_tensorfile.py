@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from latentd.errors import CheckpointError
-from latentd.vision.tensorfile import file_sha256, read_header, read_tensors, replacing, write_tensors
+from latentd.files import file_sha256, replacing
+from latentd.vision.tensorfile import read_header, read_tensors, write_tensors
 
 TENSORS: Dict[str, NDArray[np.float32]] = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),

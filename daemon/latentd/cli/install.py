@@ -16,7 +16,7 @@ from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tup
 import latentd
 from latentd.cli.doctor.machine import Machine
 from latentd.errors import InstallError
-from latentd.vision.tensorfile import replacing
+from latentd.files import replacing
 
 SOURCES = Path(latentd.__file__).parent / "units"
 USER = "latentd"

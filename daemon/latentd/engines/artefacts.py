@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from latentd.engines.export import EXPORTER_VERSION, export
 from latentd.engines.stage import StageSpec
 from latentd.errors import EngineError
+from latentd.files import file_sha256, replacing
 from latentd.vision.checkpoints import Backbone
 from latentd.vision.probe import PROBE_VERSION, probe_images
-from latentd.vision.tensorfile import file_sha256, replacing
 
 if TYPE_CHECKING:
     from latentd.vision.vit import Vit

@@ -26,8 +26,8 @@ from latentd.engines.stage import FrozenStage
 from latentd.engines.tensorrt import PlanRefused, TensorRtStage
 from latentd.engines.tensorrt_build import BuildOrder
 from latentd.errors import EngineError
+from latentd.files import file_sha256
 from latentd.vision.probe import probe_images
-from latentd.vision.tensorfile import file_sha256
 
 POLL_S = 0.5
 _ROOM = 3  # times the graph's size that must be free: the plan, its temporary file, and the timing cache

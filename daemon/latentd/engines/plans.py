@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional
 
 from latentd.errors import EngineError
-from latentd.vision.tensorfile import replacing
+from latentd.files import replacing
 
 log = logging.getLogger(__name__)
 

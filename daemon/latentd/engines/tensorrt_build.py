@@ -21,7 +21,7 @@ from latentd.engines.half import half, stays_fp32
 from latentd.engines.plans import PlanCache, PlanKey
 from latentd.engines.tensorrt import make_logger
 from latentd.errors import EngineError
-from latentd.vision.tensorfile import replacing
+from latentd.files import replacing
 
 log = logging.getLogger(__name__)
 

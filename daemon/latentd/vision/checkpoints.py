@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd.errors import CheckpointError
+from latentd.files import replacing
 from latentd.vision import focus, names
 from latentd.vision.shape import VitShape
-from latentd.vision.tensorfile import opened, read_header, read_tensors, replacing, write_tensors
+from latentd.vision.tensorfile import opened, read_header, read_tensors, write_tensors
 
 DEFAULT = "dinov2-vits14-focus"
 _FORMAT = "latentd-vit-1"

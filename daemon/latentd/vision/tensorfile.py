@@ -11,21 +11,19 @@ import json
 import mmap
 import os
 import struct
-import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, Mapping, NamedTuple, Tuple
+from typing import Any, BinaryIO, Dict, Mapping, NamedTuple, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentd.errors import CheckpointError
+from latentd.files import replacing
 
 _FLOATS: Dict[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}
 _WIDTHS.update({"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8})
 _MAX_HEADER_BYTES = 100 << 20
-_INTERRUPTED_S = 3600.0
 _AGAIN = "The file is cut short or damaged: fetch or copy it again."
 
 
@@ -141,38 +139,3 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[np.float32]], metada
             digest.update(part)
             stream.write(part)
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """The hash of a file's content, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for part in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that takes `path`'s place, fsynced, when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        if time.time() - stale.stat().st_mtime > _INTERRUPTED_S:  # its writer was killed
-            stale.unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _fsync(temporary)
-        temporary.replace(path)
-        _fsync(path.parent)
-    finally:
-        if temporary.exists():
-            temporary.unlink()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
