@@ -24,6 +24,7 @@ STARVED = 0.1  # share of its frames that a starved class keeps
 AWAY = 5  # classes that go away and come back
 NEVER = 10  # classes never taught
 LATE = "late classes"
+_TINY = 1e-9  # a tenth ten times is one
 
 Classes = NDArray[np.int64]
 Score = Callable[[Snapshot, NDArray[np.float32]], NDArray[np.float64]]
@@ -56,17 +57,12 @@ def wrong_lessons(course: Course, classes: int, seed: int, share: float = NOISE)
 
 def starved(course: Course, chosen: Classes, share: float = STARVED) -> Course:
     """Of the chosen classes only this share of the frames is taught, spread over the stream; a lesson that becomes empty is dropped."""
-    turn, batches = 0.0, []
+    met, batches = 0, []
     for places in course.batches:
-        kept = []
-        for place in places.tolist():
-            if course.told[place] in chosen:
-                turn += share
-                if turn < 1.0:
-                    continue
-                turn -= 1.0
-            kept.append(place)
-        batches.append(np.array(kept, np.int64))
+        theirs = np.isin(course.told[places], chosen)
+        turns = met + np.cumsum(theirs)  # how many of theirs there were, this one included
+        met += int(theirs.sum())
+        batches.append(places[~theirs | (np.floor(turns * share + _TINY) > np.floor((turns - 1) * share + _TINY))])
     return replace(course, batches=[places for places in batches if len(places)])
 
 

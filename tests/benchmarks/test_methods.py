@@ -210,4 +210,4 @@ def test_latentd_holds_out_every_tenth_sample_of_a_class_as_the_journal_does() -
 
 
 def test_the_floor_alone_trains_no_head() -> None:
-    assert taught(registry.make("latentd-floor", SETTING), lessons()).notes()["verdict"] == "no trained head yet"
+    assert taught(registry.make("latentd-floor", SETTING), lessons()).notes()["verdict"] == "nothing trained yet"
