@@ -34,15 +34,25 @@ def test_a_backbone_that_is_whole_stays_as_it_is() -> None:
         np.testing.assert_allclose(tiny.weights(copy)[name], value, atol=1e-4)
 
 
+def with_twins(shape: VitShape) -> Vit:
+    """In blocks 0 and 1 both heads see the same; each is projected in its own way, so neither can just be dropped."""
+    weights = tiny.weights(tiny.vit(shape))
+    for block in range(2):
+        for part in ("weight", "bias"):
+            thirds = weights[f"blocks.{block}.qkv.{part}"].reshape(3, 2, 64, -1)
+            thirds[:, 1] = thirds[:, 0]
+    return Vit.from_weights(weights, shape)
+
+
 @pytest.mark.parametrize("shape", [tiny.DINOV2, tiny.TIMM, dataclasses.replace(tiny.DINOV2, swiglu=True)], ids=["DINOv2", "timm", "gated"])
-def test_a_pruned_backbone_comes_nearer_to_the_whole_on_images_it_was_not_repaired_on(shape: VitShape) -> None:
-    whole = tiny.vit(shape)
+def test_what_a_removed_twin_said_is_said_by_the_other_on_images_it_was_not_repaired_on(shape: VitShape) -> None:
+    whole = with_twins(shape)
     cut = without_heads(tiny.weights(whole), shape, [(0, 1), (1, 0)], see(whole, SHOWN, 2, quiet).means)
     pruned = Vit.from_weights(cut.weights, cut.shape)
     wanted = features(whole, OTHERS)
     before = np.linalg.norm(features(pruned, OTHERS) - wanted)
     repair(whole, pruned, SHOWN, quiet)
-    assert np.linalg.norm(features(pruned, OTHERS) - wanted) < 0.8 * before
+    assert np.linalg.norm(features(pruned, OTHERS) - wanted) < 0.1 * before
 
 
 def test_a_channel_that_layer_scale_switched_off_does_no_harm() -> None:

@@ -22,6 +22,8 @@ from latentd.cli.terminal import FAILED, JSON, console, note, plain, print_json,
 from latentd.errors import CheckpointError, FileUnusable, LatentdError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from latentd.engines.stage import FrozenStage
     from latentd.learning.price import Joules
     from latentd.learning.pruning import Lesson, Outcome
@@ -34,7 +36,7 @@ SHARE = typer.Option(0.25, min=0.01, max=0.9, help="Share of the heads to take o
 MAX_COST = typer.Option(0.5, min=0.0, max=100.0, help="Percentage points of accuracy on held-out images that this may cost.")
 SCORE = typer.Option("gradient", help="What a head is judged by: entropy, gradient or leave-one-out (slow).")
 NAME = typer.Option(None, help="Name of the pruned backbone.", show_default="<backbone>-pruned-<percent>")
-IMAGES = typer.Option(400, min=8, help="Images to use at most, evenly over the classes.")
+IMAGES = typer.Option(600, min=8, help="Images to use at most, evenly over the classes.")
 REPAIR = typer.Option(True, "--repair/--no-repair", help="Refit what is left so that it gives what the whole gave.")
 PICTURE = typer.Option(None, help="Write the picture of the heads to this PNG file.", show_default=False)
 
@@ -78,7 +80,7 @@ def prune(
             lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total),
         )
     if picture is not None:
-        heads.save(outcome.worth, outcome.removed, picture)
+        heads.save([row.tolist() for row in outcome.worth], outcome.removed, picture)
     made = _installed(settings, base, outcome, name) if outcome.removed else None
     compared = _compared(settings, base, made, taught[1]) if made is not None else []
     if as_json:
@@ -117,7 +119,8 @@ def _taught(folder: str, most: int, settings: config.Config, quiet: bool) -> Tup
     limits = ImageLimits(http.max_image_bytes, http.max_pixels, http.max_frames)
     found = pictures.find_by_class(folder)
     refused = list(found.unusable)
-    pixels, labels = [], []
+    pixels: List[NDArray[np.uint8]] = []
+    labels: List[str] = []
     for picture in found.pictures:
         if len(pixels) == most:
             break

@@ -45,6 +45,9 @@ def joules(
     """Joules of one image, as a mean over `seconds` of one image after the other, idle power included."""
     ledger = EnergyLedger(period_s=config.period_s, gap_s=config.gap_s)
     meters = MeterThread.from_config(config, ledger)
+    meters.tick()  # here, so that what becomes of the meters is known before the first image
+    if ledger.report().meter.source is None:
+        return Joules(None, None, ledger.report().meter.reason)
     meters.start()
     try:
         until = clock() + seconds

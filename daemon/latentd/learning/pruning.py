@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Tuple
+from typing import Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,9 @@ class Step(NamedTuple):
     accuracy: float
 
 
+Keep = Callable[[Step, Pruned], None]
+
+
 class Outcome(NamedTuple):
     """best: the weights of the last step within the cost; None where not even the first was. worth: of every head, before any went.
     steps: all that were made, the one that cost too much included."""
@@ -85,13 +88,22 @@ def halves(class_ids: NDArray[np.int64]) -> Tuple[NDArray[np.int64], NDArray[np.
 
 
 def prune(
-    weights: Arrays, shape: VitShape, image_size: int, class_tokens: int, shown: Lesson, held: Lesson, wish: Wish, watch: Watch
+    weights: Arrays,
+    shape: VitShape,
+    image_size: int,
+    class_tokens: int,
+    shown: Lesson,
+    held: Lesson,
+    wish: Wish,
+    watch: Watch,
+    keep: Optional[Keep] = None,
 ) -> Outcome:
     """The backbone with as many heads fewer as the wish allows. weights, shape: as stored; they come back with the stored position grid.
 
     shown and held need two classes at least, the same ones, and shown two images of each. Every block keeps one head.
+    keep: is given every step with its weights, which are many.
     """
-    return _Rounds(weights, shape, image_size, class_tokens, shown, held, watch).run(wish)
+    return _Rounds(weights, shape, image_size, class_tokens, shown, held, watch).run(wish, keep or (lambda step, pruned: None))
 
 
 class _Rounds:
@@ -105,7 +117,7 @@ class _Rounds:
         self.whole = Vit.from_weights(weights, shape, image_size)
         self.means: List[NDArray[np.float32]] = []
 
-    def run(self, wish: Wish) -> Outcome:
+    def run(self, wish: Wish, keep: Keep) -> Outcome:
         total = len(heads_in(self.shape))
         wanted = min(round(wish.share * total), total - self.shape.depth)
         vit, kept = self.whole, 0
@@ -124,6 +136,7 @@ class _Rounds:
             vit = Vit.from_weights(pruned.weights, pruned.shape, self.size)
             seen, accuracy = self._ask(vit)
             steps.append(Step(tuple(sorted(gone)), accuracy))
+            keep(steps[-1], pruned)
             if before - accuracy > wish.max_cost:
                 break
             best, kept = pruned, len(steps)
