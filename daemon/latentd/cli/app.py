@@ -15,6 +15,7 @@ from latentd.cli import backbone, classes, configuration, samples, service
 from latentd.cli.classify import classify
 from latentd.cli.doctor import doctor
 from latentd.cli.learn import learn
+from latentd.cli.prune import prune
 from latentd.cli.reports import accuracy, energy, memory
 from latentd.cli.serve import serve
 from latentd.cli.status import status
@@ -27,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verb in (serve, status, doctor, classify, learn, samples.label, samples.forget, accuracy, energy, memory):
+for verb in (serve, status, doctor, classify, learn, samples.label, samples.forget, accuracy, energy, memory, prune):
     app.command()(verb)
 app.add_typer(samples.app, name="samples")
 app.add_typer(classes.app, name="classes")

@@ -77,6 +77,16 @@ def import_file(path: Path, cache_dir: Path, name: Optional[str] = None, *, norm
         return _import_tensors(path, cache_dir, name, normalisation)
 
 
+def add(cache_dir: Path, name: str, weights: names.Arrays, shape: VitShape, source: str) -> Backbone:
+    """Install canonical weights that were made here, as a backbone like any other.
+
+    Raises CheckpointError: weights that are not those of the shape, a name already taken by other weights, a full disk.
+    """
+    names.check(weights, shape, name)
+    with _writing(cache_dir):
+        return _install(cache_dir, _checked_name(name), weights, shape, source)
+
+
 def installed(cache_dir: Path) -> List[Backbone]:
     """Every whole backbone in the cache folder, by name."""
     found = []

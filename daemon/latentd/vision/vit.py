@@ -38,35 +38,50 @@ class Block(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.ones(width)) if shape.layer_scale else None)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + _scaled(self.attend(self.norm1(tokens)), self.scale1)
-        return tokens + _scaled(self.mlp(self.norm2(tokens)), self.scale2)
+        return self.perceive(self.attended(tokens, self.mix(tokens)))
 
-    def attend(self, tokens: Tensor) -> Tensor:
-        """Multi-head self-attention over normalised tokens, (B, N, D) -> (B, N, D)."""
+    def mix(self, tokens: Tensor) -> Tensor:
+        """Multi-head self-attention up to its projection: what the heads give, side by side, (B, N, D) -> (B, N, H*E)."""
         count = int(tokens.shape[1])
-        query, key, value = (self._split_heads(part, count) for part in self.qkv(tokens).split(self.heads * self.head_width, dim=-1))
+        query, key, value = self.heads_of(tokens)
         if torch.onnx.is_in_onnx_export():
             # Spelled out: exporters differ in how they write the fused operator, and TensorRT 8.5 knows only these parts.
             weights = torch.softmax((query * self.head_width**-0.5) @ key.transpose(-2, -1), dim=-1)  # (B, H, N, N)
             mixed = weights @ value  # (B, H, N, E)
         else:
             mixed = F.scaled_dot_product_attention(query, key, value)  # (B, H, N, E)
-        joined = mixed.transpose(1, 2).reshape(-1, count, self.heads * self.head_width)  # (B, N, H*E)
-        out: Tensor = self.proj(joined)
-        return out
+        return mixed.transpose(1, 2).reshape(-1, count, self.heads * self.head_width)  # (B, N, H*E)
+
+    def attended(self, tokens: Tensor, mixed: Tensor) -> Tensor:
+        """The block's first half, from what its heads gave: (B, N, D), (B, N, H*E) -> (B, N, D)."""
+        return tokens + _scaled(self.proj(mixed), self.scale1)
+
+    def perceive(self, tokens: Tensor) -> Tensor:
+        """The block's second half, its MLP: (B, N, D) -> (B, N, D)."""
+        return tokens + _scaled(self.mlp(self.norm2(tokens)), self.scale2)
+
+    def heads_of(self, tokens: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of every head, (B, H, N, E) each, from the tokens (B, N, D) that enter the block."""
+        count = int(tokens.shape[1])
+        parts = self.qkv(self.norm1(tokens)).split(self.heads * self.head_width, dim=-1)
+        query, key, value = (self._split_heads(part, count) for part in parts)
+        return query, key, value
 
     def _split_heads(self, part: Tensor, count: int) -> Tensor:
         return part.reshape(-1, count, self.heads, self.head_width).transpose(1, 2)  # (B, H, N, E)
 
     def mlp(self, tokens: Tensor) -> Tensor:
-        hidden = self.fc1(tokens)
-        if self.swiglu:
-            gate, up = hidden.chunk(2, dim=-1)
-            hidden = F.silu(gate) * up
-        else:
-            hidden = F.gelu(hidden)
-        out: Tensor = self.fc2(hidden)
+        """(B, N, D) -> (B, N, D), from normalised tokens."""
+        out: Tensor = self.fc2(self.hidden(tokens))
         return out
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """The MLP up to its second layer, from normalised tokens: (B, N, D) -> (B, N, its width)."""
+        hidden: Tensor = self.fc1(tokens)
+        if not self.swiglu:
+            return F.gelu(hidden)
+        gate, up = hidden.chunk(2, dim=-1)
+        return F.silu(gate) * up
 
 
 class Vit(nn.Module):
