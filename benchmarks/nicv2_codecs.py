@@ -15,6 +15,7 @@ import torch
 
 from joules import LearningEnergy
 from latentd.config import Config
+from latentd.replay.codec import calibrated
 from latentd.replay.latents import LatentCodec, make_latent_codec
 from latentd.replay.memory import ReplayMemory
 from methods.daemon import Latentd
@@ -67,7 +68,9 @@ def features_codec(tokens: int, width: int, seed: int, calibration: Optional[np.
         known[0, 0, 0] = 1.0
 
     def make(name: str, kind: str) -> LatentCodec:
-        return make_latent_codec(name, kind, (tokens, width), seed=seed, calibration=known if kind == "tensor" else None)
+        return make_latent_codec(
+            name, kind, (tokens, width), seed=seed, parameters=lambda spec: calibrated(spec, known if spec.kind == "tensor" else None)
+        )
 
     return make
 

@@ -10,9 +10,11 @@ import pytest
 
 import nicv2
 import nicv2_report
+import nicv2_run
 import nicv2_stress
 import streams
 from courses import SmallSource
+from latentd import config
 from methods import registry
 
 Program = Callable[..., Dict[str, Any]]
@@ -69,8 +71,8 @@ def test_codecs_and_stress_ask_the_validation_sessions_unless_told_otherwise(pro
 
 def test_runs_in_workers_equal_runs_in_this_process(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = program("--orders", "0", "1", "--methods", "slda")
-    settings = nicv2.config.load({}, {"energy.meters": ""})
-    calls = [nicv2.Call("", nicv2.nicv2_run.run, (nicv2.Job("slda", order),)) for order in (0, 1)]
+    settings = config.load({}, {"energy.meters": ""})
+    calls = [nicv2.Call("", nicv2_run.run, (nicv2_run.Job("slda", order),)) for order in (0, 1)]
     found = nicv2._perform(calls, SmallSource(), settings, workers=2)
     assert [run["accuracy"] for run in found] == [run["accuracy"] for run in alone["methods"]["slda"]["runs"]]
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import nicv2_stress
 import objects50
 from courses import A_VIDEO, CLASSES, SmallSource, course
 from latentd import config
-from streams import Objects50
+from streams import Course, Objects50
 
 SETTINGS = config.load({}, {"energy.meters": ""})
 
 
-def taught(given: nicv2_stress.Course) -> np.ndarray:  # type: ignore[type-arg]
+def taught(given: Course) -> NDArray[np.int64]:
     return np.concatenate(given.batches)
 
 
