@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import sysconfig
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -146,8 +148,14 @@ class Container:
             threading.Event().wait(0.1)
 
     def _first_process(self) -> Optional[int]:
+        """systemd, as this machine numbers it; None before it runs: nspawn has other children on the way there."""
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
-        return int(children[0]) if children else None
+        for child in children:
+            with suppress(OSError):
+                status = Path(f"/proc/{child}/status").read_text()
+                if re.search(r"^NSpid:.*\t1$", status, re.MULTILINE) and "Name:\tsystemd\n" in status:
+                    return int(child)
+        return None
 
 
 def python_inside() -> str:
