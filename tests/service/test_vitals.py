@@ -119,8 +119,9 @@ def test_a_learner_that_does_not_work_is_not_waited_for(ward: Ward, state: str) 
     assert ward.turns(100) == 100
 
 
-def test_a_learner_stuck_in_a_step_stops_the_feeding_after_its_budget(ward: Ward) -> None:
-    pupil = Pupil("learning")
+@pytest.mark.parametrize("state", ["learning", "yielding", "sleeping"])
+def test_a_learner_stuck_in_a_step_stops_the_feeding_after_its_budget(ward: Ward, state: str) -> None:
+    pupil = Pupil(state)
     ward.world.parts.learner = cast(Learner, pupil)
     within = int(LEARNER_BUDGET_S / (WATCHDOG_S / TURNS))
     assert ward.turns(within) == within

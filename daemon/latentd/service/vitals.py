@@ -17,6 +17,7 @@ from latentd.service.parts import Parts
 
 TURNS = 3  # signs of life in the time that the manager waits for one
 READY_POLL_S = 0.05
+WORKING = ("learning", "yielding", "sleeping")  # states of a learner that takes steps; in the others it rests, or is down
 LEARNER_BUDGET_S = 300.0  # the longest that one step, snapshot or checkpoint of the learner may take
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Vitals:
     def _learner_stuck(self) -> Optional[str]:
         learner = self.parts.learner.status()
         now = (learner.state, learner.steps, learner.watermark_seq)
-        if now != self._learner_was or learner.state not in ("learning", "yielding"):
+        if now != self._learner_was or learner.state not in WORKING:
             self._learner_was, self._learner_at = now, self._clock()
             return None
         silent_s = self._clock() - self._learner_at
