@@ -1,7 +1,8 @@
 """Methods that train a linear softmax head by SGD: naive, latent replay by the papers' rule, GDumb, and the joint bound.
 
 One core's worth of torch, no autograd: the gradient of a linear softmax is two matrix products. Where a mini-batch is drawn, numpy's
-generator of the method draws it.
+generator of the method draws it. Settings are those of the best mean accuracy, beside them in percent, on the validation sessions of
+Objects-50 NICv2-391 (standard stream, orders 0 and 1: `nicv2.py --choose --orders 0 1`).
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Naive:
 
     every = 1
 
-    def __init__(self, classes: int, seed: int, rate: float = 1e-3, times: int = 4) -> None:
+    def __init__(self, classes: int, seed: int, rate: float = 3e-4, times: int = 4) -> None:
+        """rate: 70.7; 69.5 at 1e-3, 59.4 at 1e-4."""
         self._rate, self._times = rate, times
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._normal, self._taught = Normal(), np.zeros(classes, np.bool_)
@@ -99,7 +101,8 @@ class LatentReplay:
 
     every = 1
 
-    def __init__(self, classes: int, seed: int, rate: float = 3e-3, first_rate: float = 1e-3, capacity: int = 1500, times: int = 4) -> None:
+    def __init__(self, classes: int, seed: int, rate: float = 3e-2, first_rate: float = 1e-3, capacity: int = 1500, times: int = 4) -> None:
+        """rate: of lessons after the first: 82.8; 82.3 at 1e-2, 81.5 at the papers' 3e-3 (of features of another scale), 79.4 at 1e-1."""
         self._classes, self._rate, self._first_rate, self._capacity, self._times = classes, rate, first_rate, capacity, times
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._normal = Normal()
@@ -186,7 +189,7 @@ class GDumb:
     """A greedily balanced memory, and a head trained on it from scratch whenever somebody asks (Prabhu et al. 2020)."""
 
     every = 39
-    fitting = Fitting(rate=1e-2, times=30)
+    fitting = Fitting(rate=3e-2, times=100, smoothing=0.3)  # 86.0; without smoothing at best 70.0
 
     def __init__(self, classes: int, seed: int, capacity: int = 1500, **changes: Any) -> None:
         """changes: of `fitting`."""
@@ -223,7 +226,7 @@ class JointSoftmax:
     """All training frames at once, many epochs: what a linear softmax could learn without a stream."""
 
     every = 1 << 30
-    fitting = Fitting(rate=1e-2, times=30)
+    fitting = Fitting(rate=3e-3, times=100, smoothing=0.3)  # 92.1; without smoothing at best 84.3
 
     def __init__(self, classes: int, seed: int, **changes: Any) -> None:
         """changes: of `fitting`."""

@@ -69,9 +69,9 @@ GRIDS: Dict[str, List[Dict[str, Any]]] = {
     "slda": _grid(shrinkage=(1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
     "ridge": _grid(ridge=(1.0, 10.0, 100.0, 300.0, 1000.0, 3000.0)),
     "ranpac": _grid(values=(2000, 4000), ridge=(None, 0.1, 1.0, 10.0, 100.0, 1000.0)),
-    "gdumb": _grid(rate=(1e-3, 1e-2), times=(10, 30), smoothing=(0.0, 0.1), decay=(5e-4, 1e-2, 1e-1)),
-    "latent-replay": _grid(rate=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), first_rate=(1e-3, 1e-2)),
-    "joint-softmax": _grid(rate=(1e-3, 1e-2), times=(10, 30), smoothing=(0.0, 0.1), decay=(5e-4, 1e-2, 1e-1)),
+    "gdumb": _grid(rate=(3e-3, 1e-2, 3e-2, 1e-1), times=(30, 100), smoothing=(0.0, 0.1, 0.3)),
+    "latent-replay": _grid(rate=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), first_rate=(1e-3, 1e-2)),
+    "joint-softmax": _grid(rate=(3e-3, 1e-2, 3e-2, 1e-1), times=(30, 100), smoothing=(0.0, 0.1, 0.3)),
 }
 
 

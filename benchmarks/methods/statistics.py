@@ -1,6 +1,8 @@
 """Methods that keep sums and no samples: nearest class mean, streaming LDA, streaming ridge, random projection with ridge.
 
 All in numpy and torch's linear algebra in float64; a lesson is folded in at once, with the result that sample by sample would have.
+Settings are those of the best mean accuracy, beside them in percent, on the validation sessions of Objects-50 NICv2-391 (standard stream,
+orders 0 and 1: `nicv2.py --choose --orders 0 1`).
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ class NearestMean:
 
     every = 1
 
-    def __init__(self, classes: int, kind: str = "cosine") -> None:
+    def __init__(self, classes: int, kind: str = "euclid") -> None:
+        """kind: 66.7; cosine 66.0."""
         self._kind = kind
         self._normal, self._classes = Normal(), ClassMeans(classes)
         self._head = Linear()
@@ -102,6 +105,7 @@ class Slda:
     every = 1
 
     def __init__(self, classes: int, shrinkage: float = 1e-2) -> None:
+        """shrinkage: 96.4; 96.3 at 3e-2, 95.0 at 1e-3, 93.8 at the paper's 1e-4."""
         self._shrinkage = shrinkage
         self._normal, self._classes = Normal(), ClassMeans(classes)
         self._scatter: Optional[Wide] = None  # samples times covariance
@@ -173,6 +177,7 @@ class Ridge:
     every = 1
 
     def __init__(self, classes: int, ridge: float = 100.0) -> None:
+        """ridge: 94.5; 94.4 at 10, 94.0 at 300 to 3000."""
         self._ridge = ridge
         self._normal, self._sums, self._head = Normal(), RecursiveRidge(classes, ridge), Linear()
         self._taught = np.zeros(classes, np.bool_)
