@@ -13,7 +13,7 @@ import tiny
 from cli.conftest import Latentd
 from latentd.cli import heads
 from latentd.errors import FileUnusable
-from latentd.vision import checkpoints
+from latentd.vision import checkpoints, prune
 
 
 @pytest.fixture
@@ -126,6 +126,17 @@ def test_the_backbone_must_be_there(latentd: Latentd, base: checkpoints.Backbone
     monkeypatch.setenv("LATENTD_BACKBONE__NAME", "absent")
     ran = latentd("prune", str(images), "--json")
     assert (ran.code, ran.json["problem"]["code"]) == (1, "checkpoint-invalid")
+
+
+def test_a_backbone_with_one_head_a_block_can_not_be_pruned(
+    latentd: Latentd, base: checkpoints.Backbone, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thin = prune.without_heads(checkpoints.read_weights(base), base.shape, [(0, 0), (1, 0), (2, 0)])
+    prune.install(tmp_path / "cache", base, thin, [(0, 0), (1, 0), (2, 0)], "thin")
+    monkeypatch.setenv("LATENTD_BACKBONE__NAME", "thin")
+    ran = latentd("prune", str(images))
+    assert ran.code == 1
+    assert "every block of thin has one head left" in ran.err
 
 
 class TestThePictureOfTheHeads:

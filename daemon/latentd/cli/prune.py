@@ -67,6 +67,8 @@ def prune(
     settings = config.load(os.environ, {})
     base = checkpoints.find(settings.cache_dir, settings.backbone.name)
     _refuse_taken(settings.cache_dir, name)
+    if max(base.shape.heads) == 1:
+        raise CheckpointError(f"every block of {base.name} has one head left, and keeps it", hint="Prune another backbone: backbone.name.")
     taught = _taught(folder, images, settings, quiet=as_json)
     with _progress(as_json) as progress:
         task = progress.add_task("reading weights")

@@ -119,7 +119,7 @@ class _Rounds:
 
     def run(self, wish: Wish, keep: Keep) -> Outcome:
         total = len(heads_in(self.shape))
-        wanted = min(round(wish.share * total), total - self.shape.depth)
+        wanted = min(max(1, round(wish.share * total)), total - self.shape.depth)
         vit, kept = self.whole, 0
         gone: FrozenSet[Head] = frozenset()
         steps: List[Step] = []
