@@ -18,6 +18,7 @@ from latentd.cli.learn import learn
 from latentd.cli.reports import accuracy, energy, memory
 from latentd.cli.serve import serve
 from latentd.cli.status import status
+from latentd.cli.tune import tune
 
 app = typer.Typer(
     help="Ask what images show, and teach it: a thin client of the daemon on this device, and the daemon itself (serve).",
@@ -27,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verb in (serve, status, doctor, classify, learn, samples.label, samples.forget, accuracy, energy, memory):
+for verb in (serve, status, doctor, classify, learn, samples.label, samples.forget, accuracy, energy, memory, tune):
     app.command()(verb)
 app.add_typer(samples.app, name="samples")
 app.add_typer(classes.app, name="classes")
