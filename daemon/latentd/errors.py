@@ -148,7 +148,9 @@ class CheckpointError(LatentdError):
 
 class LimitsUnreachable(LatentdError):
     slug, title = "limits-unreachable", "Nothing that was measured keeps the limits"
-    default_hint = "Loosen the limit that is named, or measure other splits and codecs (--splits, --token-grids, --codecs)."
+    default_hint = (
+        "Loosen the limit that is named, or measure other splits, grids and codecs; fewer backbone.class_tokens need much less memory."
+    )
 
 
 class EngineError(LatentdError):

@@ -111,6 +111,16 @@ def test_bytes_are_what_the_codec_and_the_replay_memory_say(backbone: Backbone, 
         assert each["learning_bytes"] == each["fixed_bytes"] + each["replay_bytes"] + each["holdout_latents"] * held_bytes
 
 
+def test_where_memory_is_short_a_step_takes_one_latent_at_a_time(
+    backbone: Backbone, latentd: Latentd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTD_LEARN__MICROBATCH", "8")
+    wide = candidates(latentd("tune", *QUICK, "--json"))
+    assert {each["microbatch"] for each in wide} == {8}
+    ran = latentd("tune", *QUICK, "--memory", "100KB", "--json")
+    assert {(each["split"], each["microbatch"]) for each in candidates(ran)} == {(3, 8), (2, 1)}
+
+
 def test_a_codec_of_patches_is_measured_only_where_patches_are_stored(backbone: Backbone, latentd: Latentd) -> None:
     ran = latentd("tune", *QUICK, "--codecs", "int3:spatial,int8:tensor", "--json")
     assert [(each["split"], each["codec_kind"]) for each in candidates(ran)] == [

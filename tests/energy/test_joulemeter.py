@@ -42,8 +42,8 @@ class Scripted:
         self.closed = True
 
 
-def reading(at_s: float, **of: float) -> Reading:
-    return Reading("scripted", "measured", at_s, **of)
+def reading(at_s: float, power_w: Optional[float] = None, energy_j: Optional[float] = None) -> Reading:
+    return Reading("scripted", "measured", at_s, power_w, energy_j)
 
 
 def joulemeter(meter: Scripted, gap_s: float = 60.0, clock: Optional[Callable[[], float]] = None) -> Joulemeter:
@@ -111,7 +111,7 @@ def test_without_a_meter_the_reasons_are_told_and_nothing_is_measured(tmp_path: 
     with meter.stretch() as stretch:
         pass
     assert (stretch.power_w, stretch.reason) == (None, meter.reason)
-    meter.measure_idle(wait=pytest.fail)
+    meter.measure_idle(wait=lambda seconds: pytest.fail("there is nothing to wait for"))
     assert meter.idle_power_w is None
     meter.close()
 

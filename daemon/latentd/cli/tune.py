@@ -24,8 +24,9 @@ from latentd.errors import FileUnusable, LimitsUnreachable, MeterUnavailable
 if TYPE_CHECKING:
     from latentd.cli.questions import Asked
     from latentd.cli.tuned import Outcome
+    from latentd.learning.tuning.plan import Plan
     from latentd.learning.tuning.stopwatch import Stopwatch
-    from latentd.learning.tuning.survey import Plan, Survey
+    from latentd.learning.tuning.survey import Survey
     from latentd.vision.checkpoints import Backbone
 
 BELOW = 3  # splits below the depth that are measured unless told
@@ -75,8 +76,8 @@ def tune(
     from latentd.cli.tuned import Outcome  # here, because it loads torch, which takes seconds
     from latentd.energy.joulemeter import Joulemeter
     from latentd.learning.tuning.candidates import Limits
+    from latentd.learning.tuning.plan import Plan
     from latentd.learning.tuning.stopwatch import Stopwatch
-    from latentd.learning.tuning.survey import Plan
     from latentd.vision import checkpoints
 
     backbone = checkpoints.find(settings.cache_dir, settings.backbone.name)

@@ -13,8 +13,9 @@ from latentd.cli.terminal import note, say, show, table
 from latentd.energy.joulemeter import Joulemeter
 from latentd.learning.accuracy import Score
 from latentd.learning.tuning.candidates import Candidate, Limits, Recommendation, faults, recommend, settings_of
+from latentd.learning.tuning.plan import Cell, Plan
 from latentd.learning.tuning.stopwatch import Timing
-from latentd.learning.tuning.survey import OUTSIDE, Cell, Plan, Survey
+from latentd.learning.tuning.survey import OUTSIDE, Survey
 from latentd.vision.checkpoints import Backbone
 
 HEADINGS = ("", "split", "tokens", "codec", "latents", "memory", "answer", "step", "J/image", "J/step", "accuracy", "outside the limits")
@@ -152,6 +153,7 @@ class Outcome:
             "codec_kind": candidate.codec_kind,
             "latent_bytes": candidate.latent_bytes,
             "slots": candidate.slots,
+            "microbatch": candidate.microbatch,
             "holdout_latents": candidate.holdout.latents(candidate.slots),
             "replay_bytes": candidate.replay_bytes,
             "fixed_bytes": candidate.fixed_bytes,

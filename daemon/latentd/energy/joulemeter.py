@@ -70,18 +70,16 @@ class Joulemeter:
             stretch.reason = str(self.reason)
             yield stretch
             return
-        begun, ended = threading.Event(), threading.Event()
-        watch = _Watch(self._meter, self._period_s, self._gap_s, begun, ended)
+        watch = _Watch(self._meter, self._period_s, self._gap_s, self._clock)
         watch.start()
-        begun.wait(_FIRST_READING_S)
-        started_s = self._clock()
+        watch.begun.wait(_FIRST_READING_S)
         try:
             yield stretch
         finally:
-            passed_s = self._clock() - started_s
-            ended.set()
+            ended_s = self._clock()
+            watch.ended.set()
             watch.join(_FIRST_READING_S)
-            stretch.power_w, stretch.reason = watch.verdict(passed_s)
+            stretch.power_w, stretch.reason = watch.verdict(ended_s)
             self.quality = watch.quality
 
     def close(self) -> None:
@@ -91,11 +89,13 @@ class Joulemeter:
 
 
 class _Watch(threading.Thread):
-    """Reads the meter from the begin to the end of one stretch."""
+    """Reads the meter from the begin to the end of one stretch. begun: set after the first reading; ended: set by who waits for the end."""
 
-    def __init__(self, meter: Meter, period_s: float, gap_s: float, begun: threading.Event, ended: threading.Event) -> None:
+    def __init__(self, meter: Meter, period_s: float, gap_s: float, clock: Callable[[], float]) -> None:
         super().__init__(name="joulemeter", daemon=True)
-        self._meter, self._period_s, self._gap_s, self._begun, self._ended = meter, period_s, gap_s, begun, ended
+        self._meter, self._period_s, self._gap_s, self._clock = meter, period_s, gap_s, clock
+        self.begun, self.ended = threading.Event(), threading.Event()
+        self._began_s = 0.0
         self._integral = Integral()
         self._last_s: Optional[float] = None
         self._energy_j = self._covered_s = 0.0
@@ -105,17 +105,20 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         try:
             self._read()
-            self._begun.set()
-            while not self._ended.wait(self._period_s):
+            self._began_s = self._clock()
+            self.begun.set()
+            while not self.ended.wait(self._period_s):
                 self._read()
             self._read()
         except MeterUnavailable as cause:
             self._failure = cause.detail
-            self._begun.set()
+            self.begun.set()
 
-    def verdict(self, passed_s: float) -> Tuple[Optional[float], str]:
+    def verdict(self, ended_s: float) -> Tuple[Optional[float], str]:
+        """Mean power in watts, or None and the reason."""
         if self._failure or self.is_alive():
             return None, self._failure or "the meter hangs"
+        passed_s = ended_s - self._began_s
         if passed_s < LEAST_S or self._covered_s < LEAST_COVERED * passed_s:
             return None, f"readings cover {self._covered_s:.1f} of {passed_s:.1f} seconds, which is too little"
         return self._energy_j / self._covered_s, ""

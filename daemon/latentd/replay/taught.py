@@ -10,7 +10,6 @@ import json
 import sqlite3
 from pathlib import Path
 from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +77,7 @@ def _codec(latents: Mapping[str, Any], prefix: str) -> Optional[Codec]:
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
     """A read-only connection; what SQLite says is told as a JournalError."""
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as db:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
             yield db
     except sqlite3.Error as cause:
         raise JournalError(f"{path} can't be read: {cause}") from cause

@@ -21,13 +21,14 @@ HEAD = Candidate(
     fixed_bytes=50_000_000,
     slots=1500,
     holdout=HoldOut(0, 0, 0),
+    microbatch=4,
     latency_s=0.040,
     step_s=0.01,
 )
 
 
 def head(correct: Optional[int] = None, **changes: Any) -> Candidate:
-    return replace(HEAD, **({} if correct is None else {"accuracy": Score(correct, 100)}), **changes)
+    return replace(HEAD, accuracy=None if correct is None else Score(correct, 100), **changes)
 
 
 def blocks(correct: Optional[int] = None, **changes: Any) -> Candidate:
@@ -180,5 +181,6 @@ def test_a_candidate_is_written_as_the_keys_that_make_it() -> None:
         "learn.codec": "int4",
         "learn.codec_kind": "rotated",
         "learn.replay_bytes": 1500 * 100_050,
+        "learn.microbatch": 4,
     }
     assert settings_of(head(), depth=12)["backbone.split"] == 0

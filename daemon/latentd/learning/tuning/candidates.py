@@ -50,10 +50,11 @@ class HoldOut(NamedTuple):
 class Candidate:
     """One choice of split, tokens and codec, with what it costs and gives here.
 
-    token_grid: 0 all tokens; otherwise patches pooled to such a grid. tokens: stored a latent; 0 where the head alone learns. latent_bytes:
-    one latent's code. slot_bytes: the same with its place in the replay memory. fixed_bytes: learning's memory besides the replay memory.
-    slots: latents that the replay memory gets. latency_s: one image to its answer. step_s: one mini-batch, decoding included. power_w: the
-    most that classifying or stepping draws on average. right: which of the questions it answered rightly, None with its accuracy.
+    token_grid: 0 all tokens; otherwise patches pooled to such a grid. tokens: stored of a latent; 0 where the head alone learns.
+    latent_bytes: one latent's code. slot_bytes: the same with its place in the replay memory. fixed_bytes: learning's memory besides replay
+    memory and hold-out. slots: latents that the replay memory gets. microbatch: of its training step. latency_s: one image to its answer.
+    step_s: one mini-batch, decoding included. power_w: the most that answering or stepping draws on average. right: which of the questions
+    it answered rightly, None with its accuracy.
     """
 
     split: int
@@ -66,6 +67,7 @@ class Candidate:
     fixed_bytes: int
     slots: int
     holdout: HoldOut
+    microbatch: int
     latency_s: float
     step_s: float
     power_w: Optional[float] = None
@@ -228,4 +230,5 @@ def settings_of(candidate: Candidate, depth: int) -> Mapping[str, object]:
         "learn.codec": candidate.codec,
         "learn.codec_kind": candidate.codec_kind,
         "learn.replay_bytes": candidate.replay_bytes,
+        "learn.microbatch": candidate.microbatch,
     }

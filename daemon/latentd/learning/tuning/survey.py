@@ -15,8 +15,9 @@ from latentd.config import Config
 from latentd.engines.choose import choose
 from latentd.engines.stage import FrozenStage
 from latentd.learning.blocks import UpperBlocks
-from latentd.learning.tuning.candidates import Candidate, HoldOut, Limits, faults, slots_within
+from latentd.learning.tuning.candidates import Candidate, HoldOut, faults, slots_within
 from latentd.learning.tuning.examiner import Examiner, Slept
+from latentd.learning.tuning.plan import Cell, Plan
 from latentd.learning.tuning.samples import Latents, Samples, Tokens
 from latentd.learning.tuning.steps import RidgeCost, StepCost, block_step, decoding, filled, head_step, ridge_cost
 from latentd.learning.tuning.stopwatch import Stopwatch, Timing
@@ -29,43 +30,6 @@ from latentd.vision.probe import probe_images
 
 OUTSIDE = "outside the limits, so not asked"
 UNKNOWN_CLASSES = 50  # what is allowed for where nobody says how many classes will be taught
-
-
-class Cell(NamedTuple):
-    """One split with one way of keeping tokens. tokens: kept of a latent, 0 where the head alone learns."""
-
-    split: int
-    token_grid: int
-    tokens: int
-
-    def __str__(self) -> str:
-        return f"split {self.split}, {self.tokens} tokens" if self.tokens else f"split {self.split}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure. grids: token grids of splits below the depth. codecs: (name, kind). slots: wanted in the replay memory."""
-
-    splits: Tuple[int, ...]
-    grids: Tuple[int, ...]
-    codecs: Tuple[Tuple[str, str], ...]
-    slots: int
-    sleep_s: float
-    limits: Limits
-
-    def cells(self, backbone: Backbone, image_size: int) -> List[Cell]:
-        """Deepest split first. A grid that does not divide the patches' own, or is as fine, is left out."""
-        shape, found = backbone.shape, []
-        for split in sorted(set(self.splits), reverse=True):
-            if split == shape.depth:
-                found.append(Cell(split, 0, 0))
-                continue
-            for grid in self.grids:
-                if not grid:
-                    found.append(Cell(split, 0, shape.tokens(image_size)))
-                elif grid < shape.side(image_size) and shape.side(image_size) % grid == 0:
-                    found.append(Cell(split, grid, 1 + shape.registers + grid * grid))
-        return found
 
 
 class StageCost(NamedTuple):
@@ -158,7 +122,10 @@ class Surveyor:
             stage.close()
 
     def _measure_cell(self, cell: Cell, base: Optional[UpperBlocks], probe: Latents) -> List[Tuple[Candidate, LatentCodec]]:
-        """The step, timed on latents as the first codec stores them, and every codec's share of it."""
+        """The candidates of a cell: the step is timed on latents as the first codec stores them.
+
+        Where nothing keeps the limit of memory, once more with one latent at a time: activations are most of a step's memory.
+        """
         learn = self._config.learn
         if base is None:
             tokens = probe.features.reshape(len(probe.features), -1, self._backbone.shape.width)
@@ -172,20 +139,35 @@ class Surveyor:
             if width not in self.survey.ridge:
                 self.survey.ridge[width] = ridge_cost(width, self.survey.classes)
         if base is None:
-            step = head_step(probe.features, self.survey.classes, learn, self._stopwatch)
-        elif codecs:
-            memory = filled(codecs[0][2], probe.features, tokens, self.survey.classes, learn.minibatch)
-            step = block_step(base, codecs[0][2], memory, tokens, learn, self._stopwatch)
-        else:
+            return self._priced(
+                cell, head_step(probe.features, self.survey.classes, learn, self._stopwatch), codecs, tokens, learn.microbatch
+            )
+        if not codecs:
             return []
+        memory = filled(codecs[0][2], probe.features, tokens, self.survey.classes, learn.minibatch)
+        step = block_step(base, codecs[0][2], memory, tokens, learn, self._stopwatch)
+        made = self._priced(cell, step, codecs, tokens, learn.microbatch)
+        if learn.microbatch == 1 or any(self._fits(candidate) for candidate, _ in made):
+            return made
+        step = block_step(base, codecs[0][2], memory, tokens, replace(learn, microbatch=1), self._stopwatch)
+        return self._priced(cell, step, codecs, tokens, 1)
+
+    def _fits(self, candidate: Candidate) -> bool:
+        limit = self._plan.limits.memory_bytes
+        return limit is None or candidate.bytes_with(max(candidate.slots, self._config.learn.minibatch)) <= limit
+
+    def _priced(
+        self, cell: Cell, step: StepCost, codecs: List[Tuple[str, str, LatentCodec]], tokens: NDArray[np.float32], microbatch: int
+    ) -> List[Tuple[Candidate, LatentCodec]]:
+        """The candidates of a cell with this step, each with its own decoding in it; tokens: (M, N, D) as the codecs take them."""
         self.survey.steps[cell] = step
         decode_s = [decoding(codec.tokens or codec.features, tokens, self._stopwatch) for _, _, codec in codecs]
-        counted_s = decode_s[0] if base is not None else 0.0  # is in the step already
+        counted_s = decode_s[0] if cell.tokens else 0.0  # is in the step already
         made = []
         for (name, kind, codec), seconds in zip(codecs, decode_s):
             self.survey.decode_s[cell.split, cell.token_grid, name, kind] = seconds
-            step_s = max(0.0, step.step.seconds + learn.minibatch * (seconds - counted_s))
-            made.append((self._candidate(cell, name, kind, codec, step_s), codec))
+            step_s = max(0.0, step.step.seconds + self._config.learn.minibatch * (seconds - counted_s))
+            made.append((self._candidate(cell, name, kind, codec, microbatch, step_s), codec))
         return made
 
     def _codecs(self, cell: Cell, tokens: NDArray[np.float32]) -> List[Tuple[str, str, LatentCodec]]:
@@ -207,7 +189,7 @@ class Surveyor:
         shape = self._backbone.shape
         return TokenPool(1 + shape.registers, shape.side(self._config.backbone.image_size), cell.token_grid)
 
-    def _candidate(self, cell: Cell, name: str, kind: str, codec: LatentCodec, step_s: float) -> Candidate:
+    def _candidate(self, cell: Cell, name: str, kind: str, codec: LatentCodec, microbatch: int, step_s: float) -> Candidate:
         learn, stage, step = self._config.learn, self.survey.stages[cell.split], self.survey.steps[cell]
         powers = [timing.power_w for timing in (stage.one, step.step, step.forward) if timing is not None]
         known = [power for power in powers if power is not None]
@@ -223,6 +205,7 @@ class Surveyor:
             fixed_bytes=self._fixed_bytes(cell),
             slots=self._plan.slots,
             holdout=HoldOut(learn.holdout_every, learn.holdout_per_class * self.survey.classes, held_bytes),
+            microbatch=microbatch,
             latency_s=stage.one.seconds + (step.forward.seconds if step.forward is not None else 0.0),
             step_s=step_s,
             power_w=max(known) if len(known) == len(powers) else None,
