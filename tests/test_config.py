@@ -111,3 +111,19 @@ def test_every_default_lies_inside_its_own_range() -> None:
 
 def test_the_docs_page_is_made_from_the_table() -> None:
     assert DOCS.read_text(encoding="utf-8") == config.reference_markdown(), "write config.reference_markdown() to docs/configuration.md"
+
+
+def test_keys_written_as_toml_are_read_back_as_they_were(tmp_path: Path) -> None:
+    values = {
+        "learn.codec": "int4",
+        "backbone.split": 10,
+        "learn.replay_bytes": 123456,
+        "engine.order": ("eager",),
+        "learn.learning_rate": 0.5,
+    }
+    text = config.as_toml(values)
+    (tmp_path / "config.toml").write_text(text)
+    loaded = config.load({}, {}, system=tmp_path, is_service=False)
+    assert {key: value for key, value in config.as_table(loaded).items() if loaded.origins[key] != "default"} == values
+    assert text.startswith("[backbone]\nsplit = 10\n\n[engine]")
+    assert config.as_toml({}) == ""

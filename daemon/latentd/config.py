@@ -258,6 +258,21 @@ def example_toml() -> str:
     return "\n".join(lines) + "\n"
 
 
+def as_toml(values: Mapping[str, Any]) -> str:
+    """A configuration file of these keys alone, in file order."""
+    assert set(values) <= {row.key for row in rows()}, "every key is one of the table"
+    lines: List[str] = []
+    section = ""
+    for row in rows():
+        name, key = row.key.split(".")
+        if row.key in values:
+            if name != section:
+                lines += ["", f"[{name}]"] if lines else [f"[{name}]"]
+                section = name
+            lines.append(f"{key} = {_toml(values[row.key])}")
+    return "\n".join([*lines, ""])
+
+
 def reference_markdown() -> str:
     """docs/configuration.md: every key with default, range and meaning."""
     lines = [

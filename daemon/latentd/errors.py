@@ -146,6 +146,13 @@ class CheckpointError(LatentdError):
     default_hint = "`latentd backbone pull` fetches the default backbone again."
 
 
+class LimitsUnreachable(LatentdError):
+    slug, title = "limits-unreachable", "Nothing that was measured keeps the limits"
+    default_hint = (
+        "Loosen the limit that is named, or measure other splits, grids and codecs; fewer backbone.class_tokens need much less memory."
+    )
+
+
 class EngineError(LatentdError):
     slug, http_status, title = "engine-failed", 503, "The inference engine failed"
     default_hint = "/v1/status says which engine serves and why; the log has the cause."

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from latentd.errors import ConfigError, StateInUse
-from latentd.service.state_folder import ADDRESS_FILE, LOCK_FILE, StateFolder
+from latentd.service.state_folder import ADDRESS_FILE, LOCK_FILE, StateFolder, holder
 from support import environment
 
 
@@ -47,3 +47,13 @@ def test_a_folder_that_can_not_be_used_is_a_configuration_error(tmp_path: Path) 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigError, match=f"user {os.geteuid()}"):
         StateFolder(tmp_path / "file" / "state")
+
+
+def test_who_holds_a_folder_can_be_asked_without_taking_it(tmp_path: Path) -> None:
+    assert holder(tmp_path / "absent") is None
+    assert not (tmp_path / "absent").exists()
+    folder = StateFolder(tmp_path)
+    assert holder(tmp_path) == str(os.getpid())
+    folder.close()
+    assert holder(tmp_path) is None
+    StateFolder(tmp_path).close()

@@ -19,6 +19,7 @@ from latentd.cli.prune import prune
 from latentd.cli.reports import accuracy, energy, memory
 from latentd.cli.serve import serve
 from latentd.cli.status import status
+from latentd.cli.tune import tune
 
 app = typer.Typer(
     help="Ask what images show, and teach it: a thin client of the daemon on this device, and the daemon itself (serve).",
@@ -28,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verb in (serve, status, doctor, classify, learn, samples.label, samples.forget, accuracy, energy, memory, prune):
+for verb in (serve, status, doctor, classify, learn, samples.label, samples.forget, accuracy, energy, memory, tune, prune):
     app.command()(verb)
 app.add_typer(samples.app, name="samples")
 app.add_typer(classes.app, name="classes")

@@ -18,7 +18,8 @@ class TokenPool:
     """Patch tokens averaged over squares of neighbours, so that a latent takes fewer bytes and its training step less time.
 
     lead: tokens before the patches, which stay as they are. side: patches along one side of the image. grid: squares along one side after
-    pooling; 0 leaves every token. Raises ValueError where the grid does not divide the side.
+    pooling; 0 leaves every token. whole, tokens: how many there are before and after. Raises ValueError where the grid does not divide the
+    side.
     """
 
     def __init__(self, lead: int, side: int, grid: int = 0) -> None:
@@ -27,6 +28,7 @@ class TokenPool:
             raise ValueError(f"{side} x {side} patches can't be pooled to {grid} x {grid}: {fitting} fit")
         self._lead, self._side, self._grid = lead, side, grid or side
         self.tokens = lead + self._grid**2
+        self.whole = lead + side**2
 
     def __call__(self, tokens: Floats) -> Floats:
         """(B, N, D) -> (B, self.tokens, D)."""

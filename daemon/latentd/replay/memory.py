@@ -53,20 +53,17 @@ class ReplayMemory:
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
         self._order: Optional[npt.NDArray[np.intp]] = None
         self._changes = 0
-        self._samples = SortedTable(0, f"S{_ID_BYTES}", class_id="i4", slot="i4")
-        self._classes = SortedTable(0, "i4", stored="i4", seen="i8")
-        # In the worst case every slot is the only one of its class.
-        slot_bytes = self.code_bytes + self._samples.row_bytes + self._classes.row_bytes + _ORDER_BYTES
-        self.slots = min(budget_bytes // slot_bytes, _MAX_CLASS - 1)
+        self._samples, self._classes = _tables(0)
+        needed = slot_bytes(code_bytes)
+        self.slots = min(budget_bytes // needed, _MAX_CLASS - 1)
         if self.slots < 1:
-            hint = f"Set learn.replay_bytes to {slot_bytes} or more, or store latents in fewer bits (learn.codec)."
-            raise ConfigError(f"the replay memory of {budget_bytes} bytes holds no latent: one takes {slot_bytes} as {codec}", hint=hint)
+            hint = f"Set learn.replay_bytes to {needed} or more, or store latents in fewer bits (learn.codec)."
+            raise ConfigError(f"the replay memory of {budget_bytes} bytes holds no latent: one takes {needed} as {codec}", hint=hint)
         self._reserve()
 
     def _reserve(self) -> None:
         try:
-            self._samples = SortedTable(self.slots, f"S{_ID_BYTES}", class_id="i4", slot="i4")
-            self._classes = SortedTable(self.slots, "i4", stored="i4", seen="i8")
+            self._samples, self._classes = _tables(self.slots)
             self._codes = np.empty((self.slots, self.code_bytes), np.uint8)
         except MemoryError as cause:
             raise ConfigError(
@@ -274,6 +271,17 @@ class ReplayMemory:
         self.evictions += int(state["evictions"])
         self._rng.bit_generator.state = state["rng"]
         return tuple(sample_id for sample_id in evicted if sample_id is not None)
+
+
+def slot_bytes(code_bytes: int) -> int:
+    """What one latent of code_bytes bytes takes of the budget. In the worst case every slot is the only one of its class."""
+    samples, classes = _tables(0)
+    return code_bytes + samples.row_bytes + classes.row_bytes + _ORDER_BYTES
+
+
+def _tables(slots: int) -> Tuple[SortedTable, SortedTable]:
+    """Samples by id, and classes by id."""
+    return SortedTable(slots, f"S{_ID_BYTES}", class_id="i4", slot="i4"), SortedTable(slots, "i4", stored="i4", seen="i8")
 
 
 def _key(sample_id: str) -> bytes:

@@ -57,3 +57,16 @@ class StateFolder:
                 pass  # it never got as far as listening
             self._lock.close()
             self._lock = None
+
+
+def holder(path: Path) -> Optional[str]:
+    """The process whose daemon has this state folder now, "unknown" where it does not say; None where there is none. Changes nothing."""
+    try:
+        with (path / LOCK_FILE).open(encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return lock.read().strip() or "unknown"
+    except OSError:
+        pass  # no folder, no lock, or none that this user may open: then what is in it can't be read either
+    return None
