@@ -137,7 +137,7 @@ def _tell(outcome: Outcome, write: Optional[Path], as_json: bool) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    from latentd.vision.tensorfile import replacing
+    from latentd.files import replacing
 
     try:
         with replacing(path) as temporary:
