@@ -10,7 +10,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Sequence
 
 from latentd.engines.choose import Attempt, Choice, Pending
 from latentd.engines.compiling import Progress
@@ -75,9 +75,7 @@ class Upgrade:
             stage = self._made(pending)
             if stage is None:
                 continue
-            if self._serves(stage, pending.name):
-                for later in waiting:
-                    self._show(Attempt(later.name, "not tried", f"{stage.name} comes before it and serves"))
+            self._serve(stage, pending.name, [later.name for later in waiting])
             return
 
     def _made(self, pending: Pending) -> Optional[FrozenStage]:
@@ -111,19 +109,19 @@ class Upgrade:
 
         pending.build(report, self._stopping)
 
-    def _serves(self, stage: FrozenStage, name: str) -> bool:
-        """Swaps it in between two runs; False where serving ended first."""
+    def _serve(self, stage: FrozenStage, name: str, later: Sequence[str]) -> None:
+        """Swaps it in between two runs, unless serving ended first; what becomes of all engines is shown in one piece."""
         retired = self._swap(stage).result()
         retired.close()
         if retired is stage:
-            return False
+            return
+        self._attempts.update((other, Attempt(other, "not tried", f"{stage.name} comes before it and serves")) for other in later)
         self._choice = self._choice._replace(stage=stage)
         for attempt in tuple(self._attempts.values()):
             if attempt.state == "serving" and attempt.engine != name:
                 self._attempts[attempt.engine] = replace(attempt, state="replaced", reason=f"{stage.name} serves since")
         self._show(self._attempts[name])
         log.info("engine %s: serving since now, %s", stage.name, self._attempts[name].reason)
-        return True
 
     def _show(self, attempt: Attempt) -> None:
         self._attempts[attempt.engine] = attempt
