@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Tuple
 
+from latentd import headroom
 from latentd.cli.doctor.machine import BROKEN, ENTER, NOTE, OK, READ, WRITE, Finding, Machine, User, free_disk
 from latentd.config import Config
 
@@ -75,7 +75,7 @@ def disk(machine: Machine, config: Config) -> Finding:
 
 
 def memory(machine: Machine) -> Finding:
-    found = _meminfo(machine)
+    found = headroom.meminfo(machine.root)
     if "MemAvailable" not in found:
         return Finding("memory", NOTE, "/proc/meminfo can't be read")
     available = found["MemAvailable"]
@@ -89,14 +89,8 @@ def memory(machine: Machine) -> Finding:
 
 
 def swap(machine: Machine) -> Finding:
-    total = _meminfo(machine).get("SwapTotal", 0)
+    total = headroom.meminfo(machine.root).get("SwapTotal", 0)
     if total or not machine.is_tegra:
         return Finding("swap", OK, f"{total / GIB:.1f} GiB" if total else "none")
     fix = "sudo systemctl enable --now nvzramconfig, or a swap file on an SSD"
     return Finding("swap", NOTE, "none: a short peak of memory ends a process", fix)
-
-
-def _meminfo(machine: Machine) -> Dict[str, int]:
-    """Name -> bytes."""
-    rows = re.findall(r"^(\w+):\s+(\d+) kB$", machine.text("proc/meminfo"), re.MULTILINE)
-    return {name: int(kib) << 10 for name, kib in rows}
