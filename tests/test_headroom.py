@@ -102,7 +102,9 @@ class OutOfMemoryError(RuntimeError):
         RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":838'),
         RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("CUDA error: out of memory"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:75] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:75] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        ),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("Failed to allocate memory for requested buffer of size 1024"),
         RuntimeError("std::bad_alloc"),
@@ -123,6 +125,8 @@ def test_a_failure_that_was_caused_by_it_counts(tmp_path: Path) -> None:
         assert headroom.is_out_of_memory(error)
 
 
-@pytest.mark.parametrize("error", [None, ValueError("the shape is wrong"), RuntimeError("CUDA error: an illegal memory access was encountered")])
+@pytest.mark.parametrize(
+    "error", [None, ValueError("the shape is wrong"), RuntimeError("CUDA error: an illegal memory access was encountered")]
+)
 def test_other_failures_are_not_taken_for_it(error: Exception) -> None:
     assert not headroom.is_out_of_memory(error)
