@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Callable, Dict, Mapping, Optional, Set, Tuple
 
 from starlette.requests import Request
 
+from latentd import headroom
+from latentd.energy.board import Board
+from latentd.headroom import Headroom
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
+from latentd.service.memory_plan import MemoryPlan
 from latentd.service.metrics import Metrics
 from latentd.service.pipeline import Pipeline
 from latentd.service.readiness import Readiness
@@ -42,9 +46,12 @@ class Parts:
     readiness: Readiness
     pending: PendingBytes
     temperatures_c: Callable[[], Mapping[str, Optional[float]]]
+    board: Callable[[], Board] = Board
+    battery_charge: Callable[[], Optional[float]] = lambda: None
+    memory_plan: MemoryPlan = field(default_factory=MemoryPlan)
+    headroom: Callable[[], Headroom] = headroom.read
     open_connections: Callable[[], int] = lambda: 0
     needs_restart: Tuple[str, ...] = ()
-    started_at: float = field(default_factory=time.time)
     started_on: float = field(default_factory=time.monotonic)
     keys_in_flight: Set[str] = field(default_factory=set)
 

@@ -12,7 +12,6 @@ from latentd.config import Config
 
 GIB = 1 << 30
 LEAST_MEMORY = GIB // 2  # the daemon with the default backbone needs about that much
-EASY_MEMORY = 5 * GIB // 2  # on a Jetson, where the GPU takes its memory from the same place
 LEAST_DISK = GIB // 4
 
 
@@ -74,7 +73,8 @@ def disk(machine: Machine, config: Config) -> Finding:
     return Finding("disk", OK, free)
 
 
-def memory(machine: Machine) -> Finding:
+def memory(machine: Machine, config: Config) -> Finding:
+    """On a Jetson the GPU takes its memory from the same place, and a plan is built only where there is room for it."""
     found = headroom.meminfo(machine.root)
     if "MemAvailable" not in found:
         return Finding("memory", NOTE, "/proc/meminfo can't be read")
@@ -82,7 +82,7 @@ def memory(machine: Machine) -> Finding:
     sentence = f"{available / GIB:.1f} of {found.get('MemTotal', 0) / GIB:.1f} GiB available"
     if available < LEAST_MEMORY:
         return Finding("memory", BROKEN, f"{sentence}: too little to start", "Stop what takes it: ps -eo rss,comm --sort -rss | head")
-    if machine.is_tegra and available < EASY_MEMORY:
+    if machine.is_tegra and available < config.memory.build_bytes:
         fix = "Without a desktop there is 1 GiB more: sudo systemctl set-default multi-user.target, then reboot"
         return Finding("memory", NOTE, f"{sentence}, shared with the GPU: compiling the engine may have to wait", fix)
     return Finding("memory", OK, sentence)
