@@ -61,6 +61,14 @@ def test_power_above_the_budget_holds_until_it_is_kept_with_some_distance() -> N
     assert device.cause(LEARN) is None
 
 
+def test_other_limits_count_from_the_next_look_on() -> None:
+    device = Device(budget_w=10.0)
+    device.power_w = 12.0
+    assert device.cause() == "power"
+    device.restraint.obey(Limits(15.0, 0.0, 0, {}))
+    assert device.cause() is None
+
+
 def test_the_reason_names_the_figure_and_the_key() -> None:
     device = Device(budget_w=10.0)
     device.power_w = 12.34

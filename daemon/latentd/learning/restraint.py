@@ -66,6 +66,10 @@ class Restraint:
         self._looked_s: Dict[str, float] = {}
         self._found: Dict[str, Optional[Reason]] = {}
 
+    def obey(self, limits: Limits) -> None:
+        """Other limits from now on; any thread."""
+        self._limits = limits
+
     def __call__(self, work: str) -> Optional[Reason]:
         now_s = self._clock()
         looked_s = self._looked_s.get(work)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Callable, Optional, Tuple
 
@@ -43,6 +44,7 @@ from latentd.vision.probe import probe_images
 
 STOP_S = 30.0  # how long one part may take to end
 CATCH_UP_S = 30.0  # how long serving waits for what was taught after the last checkpoint
+CATCH_UP_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
         board=lambda: meters.board,
         battery_charge=lambda: battery.charge_ratio(Path("/")),
         memory_plan=plan,
+        restrain=lambda newer: restraint.obey(_limits(newer, plan)),
     )
     until_stop.callback(upgrade.stop, STOP_S)
     upgrade.start()
@@ -110,7 +113,6 @@ def _no_room(needed_bytes: int) -> Optional[str]:
 
 def _restraint(config: Config, plan: MemoryPlan, ledger: EnergyLedger, meters: MeterThread, upgrade: Upgrade) -> Restraint:
     """What holds the learner back on this device."""
-    limits = Limits(config.energy.budget_w, config.energy.max_temperature_c, config.memory.reserve_bytes, plan.needs_bytes())
     senses = Senses(
         power_w=lambda: ledger.power_w,
         temperatures_c=lambda: meters.temperatures_c,
@@ -118,7 +120,11 @@ def _restraint(config: Config, plan: MemoryPlan, ledger: EnergyLedger, meters: M
         headroom=headroom.read,
         building=lambda: upgrade.building,
     )
-    return Restraint(limits, senses)
+    return Restraint(_limits(config, plan), senses)
+
+
+def _limits(config: Config, plan: MemoryPlan) -> Limits:
+    return Limits(config.energy.budget_w, config.energy.max_temperature_c, config.memory.reserve_bytes, plan.needs_bytes())
 
 
 def _journal(config: Config, spec: StageSpec, codec: LatentCodec, metrics: Metrics, until_stop: ExitStack) -> Journal:
@@ -218,8 +224,13 @@ def _adapted(config: Config, backbone: checkpoints.Backbone, spec: StageSpec, co
 
 
 def _catch_up(journal: Journal, learner: Learner) -> None:
-    """What was acknowledged before a crash takes part in the first answer; a learner that is down or slow must not keep serving down."""
-    try:
-        learner.learned(journal.status().head_seq).result(CATCH_UP_S)
-    except (LatentdError, FutureTimeoutError):
+    """What was acknowledged before a crash takes part in the first answer; a learner that is down, slow or waiting must not keep serving
+    down.
+    """
+    learned = learner.learned(journal.status().head_seq)
+    deadline = time.monotonic() + CATCH_UP_S
+    while not learned.done() and time.monotonic() < deadline and learner.status().state != "waiting":
+        with suppress(LatentdError, FutureTimeoutError):
+            learned.result(CATCH_UP_POLL_S)
+    if not learned.done() or learned.exception() is not None:
         log.warning("serving starts %d samples behind what was taught; the learner goes on", learner.status().lag_samples)

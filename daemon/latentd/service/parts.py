@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class Parts:
     """Everything a request can reach.
 
-    open_connections: how many the server holds. keys_in_flight: the Idempotency-Key of each request that still runs. needs_restart: keys
-    whose values in the configuration files are not those in force.
+    restrain: has the learner keep to the limits of this configuration. open_connections: how many the server holds. keys_in_flight: the
+    Idempotency-Key of each request that still runs. needs_restart: keys whose values in the configuration files are not those in force.
     """
 
     config: Config
@@ -50,6 +50,7 @@ class Parts:
     battery_charge: Callable[[], Optional[float]] = lambda: None
     memory_plan: MemoryPlan = field(default_factory=MemoryPlan)
     headroom: Callable[[], Headroom] = headroom.read
+    restrain: Callable[[Config], None] = lambda config: None
     open_connections: Callable[[], int] = lambda: 0
     needs_restart: Tuple[str, ...] = ()
     started_on: float = field(default_factory=time.monotonic)
