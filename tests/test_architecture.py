@@ -19,6 +19,7 @@ RANK = {
     "": 0,
     "config": 0,
     "files": 0,
+    "headroom": 0,
     "errors": 0,
     "vision": 1,
     "engines": 2,

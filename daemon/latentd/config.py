@@ -146,6 +146,27 @@ class EnergyConfig:
     )
     period_s: float = setting(0.2, "time between two readings of the total", "seconds", 0.05, 60.0)
     gap_s: float = setting(2.0, "a longer time between two readings is counted as a gap, not bridged", "seconds", 0.1, 600.0)
+    budget_w: float = setting(0.0, "the learner waits while the meter shows more power than this; 0: no budget", "watts", 0.0, 1000.0)
+    max_temperature_c: float = setting(
+        85.0,
+        "the learner waits while any zone of the board is warmer than this; 0: whatever the temperature",
+        "degrees Celsius",
+        0.0,
+        150.0,
+    )
+    battery_wh: float = setting(
+        0.0, "capacity of the battery that feeds the board, for an estimate of the hours left; 0: none", "watt-hours", 0.0, 100_000.0
+    )
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    reserve_bytes: int = setting(
+        384 << 20, "available memory that is left to everything else: below it the learner waits", "bytes", 0, 1 << 40
+    )
+    build_bytes: int = setting(
+        2400 << 20, "memory that must be available before a TensorRT plan is built; until then the next engine serves", "bytes", 0, 1 << 40
+    )
 
 
 @dataclass(frozen=True)
@@ -163,6 +184,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     log: LogConfig = field(default_factory=LogConfig)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -194,6 +216,7 @@ SECTIONS: Dict[str, Type[Any]] = {
     "engine": EngineConfig,
     "learn": LearnConfig,
     "energy": EnergyConfig,
+    "memory": MemoryConfig,
     "log": LogConfig,
 }
 

@@ -10,7 +10,7 @@ import typer
 from rich.console import Group
 
 from latentd.cli import status
-from latentd.cli.figures import duration, joules, score
+from latentd.cli.figures import duration, joules, score, size
 from latentd.cli.terminal import JSON, URL, connect, note, print_json, say, show, table, verb
 
 CONFUSION = typer.Option(False, "--confusion", help="Also show which classes are taken for which.")
@@ -47,13 +47,19 @@ def energy(since: Optional[str] = SINCE, url: Optional[str] = URL, as_json: bool
 
 @verb
 def memory(url: Optional[str] = URL, as_json: bool = JSON) -> None:
-    """Show how full the replay memory is."""
+    """Show how full the replay memory is, and what each part of latentd takes."""
     with connect(url) as client:
         found = client.get("/v1/memory")
     if as_json:
         print_json(found)
     else:
         say(status.memory(found))
+        say(status.plan(found["plan"]))
+        rows = [
+            [part["name"], size(part["planned_bytes"]), size(part["used_bytes"]), part["when"], part["basis"]]
+            for part in found["plan"]["parts"]
+        ]
+        show(table(["part", "planned", "used", "when", "basis"], rows, right=(1, 2)))
 
 
 def moment(text: str, now: datetime) -> str:

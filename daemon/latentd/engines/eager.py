@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from latentd.engines.stage import Encoded, StageSpec, planar
 from latentd.errors import EngineError
+from latentd.headroom import is_out_of_memory
 from latentd.vision.vit import Vit, normalised
 
 
@@ -35,6 +36,8 @@ class EagerStage:
                 features, cut = self._vit.frozen(images, self.spec.split, self.spec.class_tokens)
                 return Encoded(features.cpu().numpy(), cut.cpu().numpy() if tokens else None)
         except RuntimeError as cause:  # torch reports every device failure, out of memory included, as a RuntimeError
+            if self._device.type == "cuda" and is_out_of_memory(cause):
+                torch.cuda.empty_cache()  # what the allocator kept for other shapes may do for a smaller batch
             raise EngineError(f"{self.name} failed on {len(pixels)} images: {cause}") from cause
 
     def close(self) -> None:

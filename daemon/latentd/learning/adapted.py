@@ -7,6 +7,7 @@ in small steps and may be broken off or held up at any of them; only its end cha
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -17,12 +18,15 @@ from torch import nn
 from torch.nn import functional
 
 from latentd.config import LearnConfig
+from latentd.headroom import is_out_of_memory
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.blocks import RankedBlocks, UpperBlocks
 from latentd.learning.evidence import Evidence
 from latentd.learning.gate import TEMPERATURES, Opinion
 from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import ReplayMemory
+
+logger = logging.getLogger(__name__)
 
 Features = NDArray[np.float32]
 Held = Mapping[str, Tuple[int, bytes]]  # sample id -> class, code
@@ -77,6 +81,7 @@ class Adapted:
         self._base = base
         self._codec = codec
         self._settings = settings
+        self.microbatch = settings.microbatch  # halved where memory does not suffice for as many
         self.sleeps = 0
         self.learned_at = 0  # samples that had been learned when the last sleep began
         self.serving: Optional[UpperBlocks] = None
@@ -177,12 +182,29 @@ class Adapted:
             codes, drawn = memory.draw(self._settings.minibatch, rng)
             known = np.isin(drawn, class_ids)  # a class that came in this sleep waits for the next
             codes, target = codes[known], torch.tensor([column[int(class_id)] for class_id in drawn[known]])
-            for start in range(0, len(codes), self._settings.microbatch):
+            for _ in self._gradient(classifier, optimizer, codes, target):
                 yield step
-                self._accumulate(classifier, codes[start : start + self._settings.microbatch], target[start:], len(codes))
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def _gradient(
+        self, classifier: nn.Linear, optimizer: torch.optim.Optimizer, codes: NDArray[np.uint8], target: torch.Tensor
+    ) -> Iterator[int]:
+        """The gradient of one mini-batch; yields before each micro-batch. Where memory is out it begins again with half as many."""
+        start = 0
+        while start < len(codes):
+            yield start
+            try:
+                self._accumulate(classifier, codes[start : start + self.microbatch], target[start:], len(codes))
+                start += self.microbatch
+            except (RuntimeError, MemoryError) as cause:
+                if self.microbatch == 1 or not is_out_of_memory(cause):
+                    raise
+                self.microbatch //= 2
+                logger.warning("memory was out in a training step; from now on it takes %d latents at a time", self.microbatch)
+                start = 0  # some parameters have a share of the gradient, others do not
+                optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: torch.Tensor, of: int) -> None:
         """The gradient of one micro-batch, as its share of a mini-batch of `of` latents."""
@@ -200,7 +222,7 @@ class Adapted:
             if not chunk.ids and not missing:
                 return
             if chunk.ids:
-                sums.add(blocks.features(self._codec.decode_tokens(chunk.codes)), chunk.class_ids.tolist())
+                sums.add(self._through(blocks, chunk.codes), chunk.class_ids.tolist())
                 last = chunk.ids[-1]
             if missing:
                 found = self._features(blocks, [held[sample_id][1] for sample_id in missing])
@@ -208,8 +230,17 @@ class Adapted:
             yield 0
 
     def _features(self, blocks: UpperBlocks, codes: Sequence[bytes]) -> Features:
-        packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1)
-        return blocks.features(self._codec.decode_tokens(packed))
+        return self._through(blocks, np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1))
+
+    def _through(self, blocks: UpperBlocks, codes: NDArray[np.uint8]) -> Features:
+        """Codes (B, code_bytes) -> features (B, F); where memory is out, one half after the other."""
+        try:
+            return blocks.features(self._codec.decode_tokens(codes))
+        except (RuntimeError, MemoryError) as cause:
+            if len(codes) == 1 or not is_out_of_memory(cause):
+                raise
+        half = len(codes) // 2
+        return np.concatenate([self._through(blocks, codes[:half]), self._through(blocks, codes[half:])])
 
     def sums_bytes(self) -> int:
         return self._sums.gram.nbytes + self._sums.sums.nbytes

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
+
+from latentd.learning.gate import Verdict
+from latentd.replay.memory import ReplayMemory
 
 
 @dataclass(frozen=True)
 class LearnerStatus:
-    """state: idle, learning, yielding, sleeping, failed, stopped. watermark_seq: the log up to here takes part in the published answers."""
+    """state: idle, learning, yielding, waiting, sleeping, failed, stopped. watermark_seq: the log up to here takes part in the published
+    answers. waited_s: seconds that it waited for power, temperature, throttling, memory or building, so far.
+    """
 
     state: str
     reason: Optional[str]
@@ -20,6 +25,7 @@ class LearnerStatus:
     deaths: int
     last_publish_rejected: Optional[str]
     gate: Dict[str, Any]
+    waited_s: Dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,3 +40,22 @@ class MemoryStatus:
     codec: str
     holdout_bytes: int
     classes: Dict[int, int]
+
+
+def gate_facts(verdict: Verdict) -> Dict[str, Any]:
+    """What the gate decided about the newest version, for whoever asks why."""
+    return {
+        "reason": verdict.reason,
+        "trained_weight": verdict.weight,
+        "temperature": verdict.temperature,
+        "holdout": verdict.holdout,
+        "floor_correct": verdict.floor_correct,
+        "candidate_correct": verdict.candidate_correct,
+        "negative_flips": verdict.negative_flips,
+    }
+
+
+def memory_status(memory: ReplayMemory, holdout_bytes: int, codec: str) -> MemoryStatus:
+    return MemoryStatus(
+        memory.slots, memory.used, memory.used_bytes, memory.budget_bytes, memory.evictions, codec, holdout_bytes, memory.counts()
+    )

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd.errors import EngineError, LatentdError, LatentNotFinite, NotReady, Overloaded
+from latentd.headroom import is_out_of_memory
 
 if TYPE_CHECKING:
     from latentd.energy.ledger import Activity, EnergyLedger
@@ -103,7 +104,7 @@ class Batcher:
         self.last_success_at: Optional[float] = None  # on `clock`: when an image last came out of the stage in finite numbers
         self._ledger = ledger
         self._observer = observer
-        self._max_batch = max_batch
+        self.max_batch = max_batch  # halved where memory does not suffice for as many
         self._on_death = on_death
         self._clock = clock
         self._changed = threading.Condition()
@@ -248,7 +249,7 @@ class Batcher:
         while any(self._queues.values()):
             waiting = sum(map(len, self._queues.values()))
             shared = self._lanes > 1 and (waiting > 1 or bool(self._running))
-            tickets = self._pop(self._next_priority(), 1 if shared else self._max_batch)
+            tickets = self._pop(self._next_priority(), 1 if shared else self.max_batch)
             if tickets:  # else all that was popped had been cancelled, and the other queue comes next
                 return Batch(tickets, shared, self._clock())
         return None
@@ -285,7 +286,21 @@ class Batcher:
     def _encode(self, batch: Batch) -> Encoded:
         pixels = np.stack([ticket.pixels for ticket in batch.tickets if ticket.pixels is not None])  # (B, S, S, 3)
         with self._activity(batch.tickets):
-            return self.stage.encode(pixels, tokens=any(ticket.tokens for ticket in batch.tickets), shared=batch.shared)
+            return self._encode_in_parts(pixels, any(ticket.tokens for ticket in batch.tickets), batch.shared)
+
+    def _encode_in_parts(self, pixels: NDArray[np.uint8], tokens: bool, shared: bool) -> Encoded:
+        """Pixels (B, S, S, 3) in one run; where memory is out, in halves, and later batches are no larger than those."""
+        try:
+            return self.stage.encode(pixels, tokens=tokens, shared=shared)
+        except (EngineError, MemoryError) as error:
+            if len(pixels) == 1 or not is_out_of_memory(error):
+                raise
+        half = (len(pixels) + 1) // 2
+        self.max_batch = min(self.max_batch, half)
+        log.warning("memory was out for %d images at once; from now on a run takes %d", len(pixels), self.max_batch)
+        first, second = (self._encode_in_parts(part, tokens, shared) for part in (pixels[:half], pixels[half:]))
+        both = None if first.tokens is None or second.tokens is None else np.concatenate([first.tokens, second.tokens])
+        return first._replace(features=np.concatenate([first.features, second.features]), tokens=both)
 
     def _activity(self, batch: Sequence[Ticket]) -> Activity:
         """The mark in the energy ledger. Taught samples are counted by the learner, once they are learned."""
