@@ -189,7 +189,8 @@ def test_where_memory_is_out_a_step_takes_half_as_many_at_a_time_and_learns_the_
     assert set(tried[2:]) == {1}
     assert (short.microbatch, roomy.microbatch) == (1, 4)
     for name, array in roomy.blocks.state().items():
-        np.testing.assert_allclose(array, short.blocks.state()[name], atol=2e-4)
+        apart = np.abs(array - short.blocks.state()[name])
+        assert apart.mean() < 1e-5, "AdamW takes a whole step where rounding turns the sign of next to nothing, but seldom"
 
 
 def test_a_step_that_fails_for_one_latent_fails_for_good(base: UpperBlocks) -> None:
