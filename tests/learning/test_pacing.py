@@ -64,6 +64,7 @@ def test_stopping_ends_the_wait_and_nothing_is_lost(journal: Journal, tmp_path: 
     with running_learner(journal, tmp_path, restraint=held) as learner:
         seq = teach(journal, ("cat", 0))[-1].seq
         assert held.asked.wait(WAIT_S)
+    assert learner.snapshot.version == 0, "what it must not do now it does not do at the end either"
     with running_learner(journal, tmp_path) as learner:
         learner.learned(seq).result(WAIT_S)
         assert learner.snapshot.labels == ("cat",)
