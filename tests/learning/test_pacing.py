@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import List, Optional
 
@@ -15,6 +16,7 @@ from latentd.learning.pacing import Arrivals, Urgency
 from latentd.learning.restraint import Reason
 from latentd.learning.trainer import Trainer
 from latentd.replay.journal import Journal
+from latentd.replay.records import Entry
 from lessons import WAIT_S, teach
 from pupils import Witness, make_trainer, running_learner, taught
 
@@ -88,7 +90,12 @@ def test_entries_are_looked_through_once(journal: Journal, monkeypatch: pytest.M
         teach(journal, ("cat", number))
     reads: List[int] = []
     entries = journal.entries
-    monkeypatch.setattr(journal, "entries", lambda after, limit: reads.append(after) or entries(after, limit))
+
+    def read(after: int, limit: int) -> Future[List[Entry]]:
+        reads.append(after)
+        return entries(after, limit)
+
+    monkeypatch.setattr(journal, "entries", read)
     urgency = Urgency(journal)
     assert [urgency.after(0) for _ in range(5)] == [False] * 5
     journal.forget_class("cat").result(WAIT_S)
