@@ -18,6 +18,7 @@ MAX_LINES = 400
 RANK = {
     "": 0,
     "config": 0,
+    "configtext": 0,
     "files": 0,
     "headroom": 0,
     "errors": 0,

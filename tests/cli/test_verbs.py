@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Dict, List
@@ -172,3 +173,11 @@ def test_the_hours_left_on_a_battery_are_part_of_the_energy() -> None:
     )
     assert status.energy({**found, "battery": {**rate, "charge_ratio": 0.5}}).endswith("(1260 samples an hour)")
     assert "left" not in status.energy({**found, "battery": None})
+
+
+def test_the_energy_names_budget_and_battery(world: World, asked: Latentd) -> None:
+    settings = replace(world.parts.config.energy, budget_w=10.0, battery_wh=50.0)
+    world.parts.config = replace(world.parts.config, energy=settings)
+    out = " ".join(asked("energy").out.split())
+    assert "Power budget 10 W, which nothing keeps, for no meter reads." in out
+    assert "Battery of 50 Wh: how long it lasts is not known yet." in out

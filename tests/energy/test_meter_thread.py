@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, List, Optional
@@ -221,3 +222,30 @@ def test_throttling_and_a_new_power_mode_are_logged_when_they_change(plant: Plan
         "the board runs at its full speed again",
     ]
     assert (bench.thread.board.power_mode, bench.thread.board.throttled) == ("mode 3", {})
+
+
+def test_a_sensor_that_vanishes_and_returns_under_another_number_costs_a_gap_and_nothing_else(plant: Plant, clock: Clock) -> None:
+    chip = "sys/bus/i2c/drivers/ina3221/7-0040/hwmon"
+    rail = {"in1_label": "VDD_IN", "in1_input": 5000, "curr1_input": 1000}
+    root = plant({f"{chip}/hwmon4/{name}": value for name, value in rail.items()})
+    ledger = EnergyLedger(clock=clock)
+    thread = MeterThread.from_config(EnergyConfig(meters=("ina3221",)), ledger, root=root, clock=clock)
+
+    def run(seconds: float) -> None:
+        end_s = clock.now_s + seconds
+        while clock.now_s < end_s:
+            clock.now_s += max(thread.tick(), 0.001)
+
+    run(100)
+    shutil.rmtree(root / chip)
+    run(10)
+    report = ledger.report()
+    assert (report.is_up, ledger.power_w) == (False, None)
+    assert "no INA3221 sensor" in (report.meter.reason or "")
+    plant({f"{chip}/hwmon7/{name}": value for name, value in rail.items()})
+    run(90)
+    report = ledger.report()
+    assert (report.is_up, report.gaps, ledger.power_w) == (True, 1, 5.0)
+    assert report.covered_s + report.gap_s == pytest.approx(200, abs=1.0)
+    assert report.energy_j == pytest.approx(5.0 * report.covered_s)
+    assert 9.0 < report.gap_s < 20.0

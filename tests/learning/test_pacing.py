@@ -66,6 +66,7 @@ def test_stopping_ends_the_wait_and_nothing_is_lost(journal: Journal, tmp_path: 
     with running_learner(journal, tmp_path, restraint=held) as learner:
         seq = teach(journal, ("cat", 0))[-1].seq
         assert held.asked.wait(WAIT_S)
+    assert learner.snapshot.version == 0, "what it must not do now it does not do at the end either"
     with running_learner(journal, tmp_path) as learner:
         learner.learned(seq).result(WAIT_S)
         assert learner.snapshot.labels == ("cat",)
@@ -90,11 +91,11 @@ def test_entries_are_looked_through_once(journal: Journal, monkeypatch: pytest.M
     reads: List[int] = []
     entries = journal.entries
 
-    def noted(after: int, limit: int) -> Future[List[Entry]]:
+    def read(after: int, limit: int) -> Future[List[Entry]]:
         reads.append(after)
         return entries(after, limit)
 
-    monkeypatch.setattr(journal, "entries", noted)
+    monkeypatch.setattr(journal, "entries", read)
     urgency = Urgency(journal)
     assert [urgency.after(0) for _ in range(5)] == [False] * 5
     journal.forget_class("cat").result(WAIT_S)

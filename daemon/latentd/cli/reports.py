@@ -100,9 +100,26 @@ def _energy(found: Dict[str, Any]) -> Group:
             for name, each in found["rails"].items()
         ]
         parts += ["", table(["rail", "energy", "now"], rails, right=(1, 2))]
+    parts += [sentence for sentence in (_budget(found["budget"]), _battery(found["battery"])) if sentence]
     if found["gaps"]:
         parts.append(f"Not counted: {found['gaps']} gaps between readings, {duration(found['gap_s'])} in all.")
     return Group(*parts)
+
+
+def _budget(found: Dict[str, Any]) -> str:
+    if found["budget_w"] is None:
+        return ""
+    kept = "the learner waits above it" if found["is_enforced"] else "which nothing keeps, for no meter reads"
+    return f"Power budget {found['budget_w']:g} W, {kept}."
+
+
+def _battery(found: Optional[Dict[str, Any]]) -> str:
+    """The battery beyond the hours left: how it would last at the rate by which learners on batteries are compared."""
+    if found is None:
+        return ""
+    paced = found["hours_at_a_minibatch_a_minute"]
+    lasting = "how long it lasts is not known yet" if paced is None else f"from full {paced:.1f} h at one mini-batch a minute"
+    return f"Battery of {found['capacity_wh']:g} Wh: {lasting}."
 
 
 def _show_confusion(found: Dict[str, Dict[str, int]]) -> None:

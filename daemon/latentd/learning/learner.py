@@ -234,7 +234,8 @@ class Learner:
         for _, group in itertools.groupby(page, key=lambda entry: entry.batch):
             batch, version = list(group), trainer.version
             kinds = {entry.kind for entry in batch}
-            self._learn(trainer, batch)
+            if not self._learn(trainer, batch):
+                return
             if kinds & FORGETS:
                 self._keeper.forgot(undone=trainer.version > version)
             hurry = kinds & {*FORGETS, "rename"} or self._waiters.any_until(trainer.seq)
@@ -302,10 +303,12 @@ class Learner:
         self._wake.wait(max(0.0, min(known)) if known else None)
         self._wake.clear()  # what is awaited or appended after this line is seen in the turn to come, or wakes again
 
-    def _learn(self, trainer: Trainer, batch: Sequence[Entry]) -> None:
+    def _learn(self, trainer: Trainer, batch: Sequence[Entry]) -> bool:
+        """Learns one request; False where it was told to stop before it could begin."""
         self._state = "learning"
         evictions, before = trainer.memory.evictions, batch[0].seq - 1
-        self._pace.before_step(LEARN, lambda: self._urgency.after(before))
+        if not self._pace.before_step(LEARN, lambda: self._urgency.after(before)):
+            return False
         with self._activity(0):
             self._score(trainer, batch)
         steps = trainer.take(batch)
@@ -316,6 +319,7 @@ class Learner:
         with self._activity(sum(1 for entry in batch if entry.kind == "sample" and entry.code is not None)):
             if trainer.memory.evictions > evictions:
                 self._observer.evicted(trainer.memory.evictions - evictions)
+        return True
 
     def _score(self, trainer: Trainer, batch: Sequence[Entry]) -> None:
         """Prequential accuracy: the last snapshot answers before the batch is learned."""

@@ -39,11 +39,12 @@ class Pace:
         self.reason: Optional[str] = None
         self.waited_s: Dict[str, float] = {}
 
-    def before_step(self, work: str, urgent: Callable[[], bool]) -> None:
-        """Returns when a step of this work ("learn" or "sleep") may be taken; at once when told to stop. urgent: ends the wait."""
+    def before_step(self, work: str, urgent: Callable[[], bool]) -> bool:
+        """Returns when a step of this work ("learn" or "sleep") may be taken. urgent: ends the wait. False: told to stop meanwhile."""
         self._give_way()
-        self._hold(work, urgent)
+        may_go = self._hold(work, urgent)
         self.interruption = self.reason = None
+        return may_go
 
     def _give_way(self) -> None:
         deadline = time.monotonic() + YIELD_S
@@ -51,14 +52,17 @@ class Pace:
             self.interruption = "yielding"
             self._stopping.wait(0.002)
 
-    def _hold(self, work: str, urgent: Callable[[], bool]) -> None:
+    def _hold(self, work: str, urgent: Callable[[], bool]) -> bool:
         reason = self._restraint(work)
-        while reason is not None and not self._stopping.is_set() and not urgent():
+        while reason is not None and not urgent():
+            if self._stopping.is_set():
+                return False
             self.interruption, self.reason = "waiting", reason.text
             began = time.monotonic()
             self._stopping.wait(LOOK_S)
             self._count(reason.cause, time.monotonic() - began)
             reason = self._restraint(work)
+        return True
 
     def _count(self, cause: str, seconds: float) -> None:
         self.waited_s = {**self.waited_s, cause: self.waited_s.get(cause, 0.0) + seconds}

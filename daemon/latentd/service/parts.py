@@ -49,7 +49,7 @@ class Parts:
     board: Callable[[], Board] = Board
     battery_charge: Callable[[], Optional[float]] = lambda: None
     memory_plan: MemoryPlan = field(default_factory=MemoryPlan)
-    headroom: Callable[[], Headroom] = headroom.read
+    headroom: Callable[[], Headroom] = lambda: headroom.read()
     restrain: Callable[[Config], None] = lambda config: None
     open_connections: Callable[[], int] = lambda: 0
     needs_restart: Tuple[str, ...] = ()
