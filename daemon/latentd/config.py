@@ -122,13 +122,13 @@ class LearnConfig:
     )
     sleep_first: int = setting(128, "split below the depth: the blocks learn first after this many samples", "samples", 2, 1 << 20)
     sleep_growth: float = setting(
-        0.5, "and again whenever what was learned has grown by this share; larger: less time and energy, later answers", "", 0.01, 100.0
+        1.0, "and again whenever what was learned has grown by this share; larger: less time and energy, later answers", "", 0.01, 100.0
     )
     sleep_epochs: float = setting(
         3.0, "how often the blocks go over the replay memory each time; 0: they never learn", "epochs", 0.0, 100.0
     )
     sleep_rank: int = setting(16, "rank of the change that the blocks learn for each of their matrices", "", 1, 1024)
-    sleep_rate: float = setting(1e-3, "AdamW's learning rate for that change", "", 1e-7, 1.0)
+    sleep_rate: float = setting(5e-4, "AdamW's learning rate for that change", "", 1e-7, 1.0)
     sleep_threads: int = setting(0, "CPU threads while the blocks learn; 0: one a core", "threads", 0, 256)
     microbatch: int = setting(4, "latents of a mini-batch that go through the blocks at once: fewer need less memory", "latents", 1, 1024)
     minibatch: int = setting(128, "latents in one training step, new and replayed together", "latents", 8, 4096)

@@ -27,7 +27,7 @@ def test_blocks_take_what_the_modules_take(split: int) -> None:
     base = UpperBlocks(DINOV2, split)
     ranked = RankedBlocks(base, 3, 0)
     learned = sum(parameter.numel() * 4 for _, parameter in ranked.learned())
-    assert memory_plan.weights_bytes(DINOV2, split, DINOV2.depth) == parameter_bytes([base])
+    assert memory_plan.upper_bytes(DINOV2, split) == parameter_bytes([base])
     assert memory_plan.learned_bytes(DINOV2, split, 3) == learned
 
 

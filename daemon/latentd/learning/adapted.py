@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 Features = NDArray[np.float32]
 Held = Mapping[str, Tuple[int, bytes]]  # sample id -> class, code
 _RIVALS_LAST = 64  # samples: solving two heads takes as long as some images
-_REFIT = 4  # latents that one step of the refit takes through the blocks
 _CLASSIFIER_RATE = 4.0  # of the blocks': it starts from nothing in every sleep
 _WARM_UP = 10  # training steps
 _LAST_RATE = 0.05  # of the learning rate, at the end of a sleep
@@ -217,8 +216,8 @@ class Adapted:
         """Fills sums and hold-out features through these blocks; what comes while it runs has a later id, and is walked over as well."""
         last = ""
         while True:
-            chunk = memory.after(last, _REFIT)
-            missing = [sample_id for sample_id in held if sample_id not in holdout][:_REFIT]
+            chunk = memory.after(last, self.microbatch)
+            missing = [sample_id for sample_id in held if sample_id not in holdout][: self.microbatch]
             if not chunk.ids and not missing:
                 return
             if chunk.ids:
@@ -230,7 +229,10 @@ class Adapted:
             yield 0
 
     def _features(self, blocks: UpperBlocks, codes: Sequence[bytes]) -> Features:
-        return self._through(blocks, np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1))
+        """(B, F), as many at a time as a training step takes."""
+        packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1)
+        at_once = self.microbatch
+        return np.concatenate([self._through(blocks, packed[start : start + at_once]) for start in range(0, len(codes), at_once)])
 
     def _through(self, blocks: UpperBlocks, codes: NDArray[np.uint8]) -> Features:
         """Codes (B, code_bytes) -> features (B, F); where memory is out, one half after the other."""
@@ -277,10 +279,8 @@ class Adapted:
         self.serving = self.blocks.frozen()
         self._sums.restore(own)
         self.evidence.restore(own)
-        ids: List[str] = list(held)
-        for start in range(0, len(ids), _REFIT):
-            part = ids[start : start + _REFIT]
-            self._holdout.update(zip(part, self._features(self.serving, [held[sample_id][1] for sample_id in part])))
+        if held:
+            self._holdout.update(zip(held, self._features(self.serving, [code for _, code in held.values()])))
 
 
 def _rate(step: int, steps: int) -> float:

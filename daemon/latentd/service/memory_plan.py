@@ -25,7 +25,7 @@ from latentd.vision.shape import VitShape
 MIB = 1 << 20
 MOMENTS = ("always", "requests", "learning", "sleeping", "building", "system")
 CLASSES = 100  # that the plan has room for: what grows with classes is small
-FP32, FP64 = 4, 8
+FP16, FP32, FP64 = 2, 4, 8
 
 PROGRAM_BYTES = (
     300 * MIB
@@ -37,7 +37,6 @@ PIXEL_BYTES = 4  # of an image while it is decoded: RGBA at worst
 # the resident set at split 9 of the default backbone, with PyTorch 2.13: 203 MiB for micro-batches of 4 and 368 for 8, where this plan
 # says 211 and 375.
 STEP_OVERHEAD = 1.5
-_REFIT = 8  # latents at a time, when the sums are made again at the end of a sleep
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,13 @@ def weights_bytes(shape: VitShape, first: int, last: int) -> int:
     return FP32 * sum(int(np.prod(size)) for name, size in canonical_shapes(shape).items() if belongs(name))
 
 
+def upper_bytes(shape: VitShape, split: int) -> int:
+    """Of the pretrained blocks above the split, as learning keeps them: their matrices in half precision."""
+    sizes = canonical_shapes(shape)
+    names = (f"blocks.{index}.{name}.weight" for index in range(split, shape.depth) for name in ("qkv", "proj", "fc1", "fc2"))
+    return weights_bytes(shape, split, shape.depth) - (FP32 - FP16) * sum(int(np.prod(sizes[name])) for name in names)
+
+
 def learned_bytes(shape: VitShape, first: int, rank: int) -> int:
     """Of the change that the blocks above `first` learn: two thin matrices for each of theirs, and the norms."""
     sizes, count = canonical_shapes(shape), 2 * shape.width
@@ -161,10 +167,10 @@ def _blocks(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec
         range(spec.split, shape.depth),
     )
     kept = config.learn.microbatch * sum(backward_bytes(shape, index, tokens, config.learn.sleep_rank) for index in above)
-    refit = _REFIT * max(forward_bytes(shape, index, tokens) for index in above)
+    refit = config.learn.microbatch * max(forward_bytes(shape, index, tokens) for index in above)
     optimizer = 3 * (learned + CLASSES * (shape.depth - spec.split + 1) * shape.width * FP32)
     return [
-        Part("blocks that learn", weights_bytes(shape, spec.split, shape.depth) + 2 * learned, "always", "counted"),
+        Part("blocks that learn", upper_bytes(shape, spec.split) + 2 * learned, "always", "counted"),
         Part("gradients and AdamW", optimizer, "sleeping", "counted"),
         Part("activations", int(STEP_OVERHEAD * kept) + refit, "sleeping", "estimate"),
     ]
