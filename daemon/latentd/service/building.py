@@ -16,6 +16,7 @@ from latentd.config import Config
 from latentd.energy.ledger import EnergyLedger
 from latentd.energy.meter_thread import MeterThread
 from latentd.engines.choose import Choice, choose
+from latentd.engines.enduring import enduring
 from latentd.engines.onnx import usable_cores
 from latentd.engines.stage import StageSpec, stage_spec
 from latentd.engines.upgrade import Upgrade
@@ -52,7 +53,8 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     metrics = Metrics()
     backbone = checkpoints.find(config.cache_dir, config.backbone.name)
     spec = stage_spec(config, backbone)
-    choice_of = functools.lru_cache(maxsize=1)(lambda: choose(config, backbone))  # before its turn only where latents are measured
+    # Before its turn only where latents are measured.
+    choice_of = functools.lru_cache(maxsize=1)(lambda: enduring(choose(config, backbone), config, backbone))
     codec = latent_codec(config, spec, backbone, lambda: choice_of().stage)
     journal = _journal(config, spec, codec, metrics, until_stop)
     ledger, meters = _energy(config, journal, until_stop)

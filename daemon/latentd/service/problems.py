@@ -17,11 +17,13 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from latentd.engines.trouble import is_shortage
 from latentd.errors import (
     BadRequest,
     LatentdError,
     MethodNotAllowed,
     NotFound,
+    OutOfMemory,
     TooLarge,
     Unprocessable,
     UnsupportedMedia,
@@ -62,8 +64,10 @@ def answer(error: LatentdError, request: Optional[str] = None, headers: Optional
 
 
 def unexpected(error: BaseException, request: Optional[str]) -> LatentdError:
-    """The problem of a bug; the traceback goes to the log, not to the client."""
+    """The problem of a bug, or of a device without memory, which is none; the traceback goes to the log, not to the client."""
     log.error("request %s failed", request, exc_info=error)
+    if is_shortage(error):
+        return OutOfMemory("There was not enough memory for this request.")
     return LatentdError(f"Something in latentd broke while it served request {request}.")
 
 

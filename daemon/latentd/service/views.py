@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
+from latentd.engines.enduring import EnduringStage, Shortage
 from latentd.service.answers import rfc3339
 
 if TYPE_CHECKING:
-    from latentd.engines.choose import Choice
+    from latentd.engines.choose import Attempt, Choice
     from latentd.learning.accuracy import AccuracyReport, Score
     from latentd.replay.records import ClassRecord, SampleRecord
     from latentd.service.parts import Parts
@@ -59,6 +60,7 @@ def class_entry(record: ClassRecord, report: Optional[AccuracyReport] = None) ->
 def engine(choice: Choice) -> Dict[str, Any]:
     """Which engine serves, what it computes, and why not the better ones."""
     spec = choice.stage.spec
+    shortage = choice.stage.shortage if isinstance(choice.stage, EnduringStage) else Shortage()
     return {
         "name": choice.stage.name,
         "backbone": {"name": spec.backbone_name, "sha256": spec.backbone_sha256},
@@ -67,8 +69,20 @@ def engine(choice: Choice) -> Dict[str, Any]:
         "class_tokens": spec.class_tokens,
         "width": spec.width,
         "tokens": spec.tokens,
-        "attempts": [dataclasses.asdict(attempt) for attempt in choice.attempts],
+        "attempts": [dataclasses.asdict(_as_of_now(attempt, choice.stage.name, shortage)) for attempt in choice.attempts],
+        "shortage": dataclasses.asdict(shortage),
     }
+
+
+def _as_of_now(attempt: Attempt, serving: str, shortage: Shortage) -> Attempt:
+    """What became of an engine, after the CPU took over from one without memory."""
+    if shortage.moved_from is None:
+        return attempt
+    if attempt.state == "serving":
+        return dataclasses.replace(attempt, state="replaced", reason=f"no memory for one image; {serving} serves since")
+    if attempt.engine == serving:
+        return dataclasses.replace(attempt, state="serving", reason=f"took over from {shortage.moved_from}")
+    return attempt
 
 
 def learner(parts: Parts) -> Dict[str, Any]:
