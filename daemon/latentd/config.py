@@ -130,6 +130,11 @@ class LearnConfig:
     )
     sleep_rank: int = setting(16, "rank of the change that the blocks learn for each of their matrices", "", 1, 1024)
     sleep_rate: float = setting(1e-3, "AdamW's learning rate for that change", "", 1e-7, 1.0)
+    device: str = setting(
+        "auto",
+        "where the head and the blocks learn, and the blocks answer; auto: on CUDA where torch has it",
+        choices=("auto", "cpu", "cuda"),
+    )
     sleep_threads: int = setting(0, "CPU threads while the blocks learn; 0: one a core", "threads", 0, 256)
     microbatch: int = setting(4, "latents of a mini-batch that go through the blocks at once: fewer need less memory", "latents", 1, 1024)
     minibatch: int = setting(128, "latents in one training step, new and replayed together", "latents", 8, 4096)

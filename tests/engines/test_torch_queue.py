@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, ClassVar, Dict, List, Optional
 
 import numpy as np
 import onnxruntime
@@ -115,9 +115,9 @@ def test_a_gpu_without_room_for_the_weights_is_an_engine_that_does_not_load(arte
 class FakeSession:
     """An InferenceSession that writes down how it was opened and run; `errors` are raised one after the other."""
 
-    opened: List[Any] = []
-    runs: List[Optional[Any]] = []
-    errors: List[Exception] = []
+    opened: ClassVar[List[Any]] = []
+    runs: ClassVar[List[Optional[Any]]] = []
+    errors: ClassVar[List[Exception]] = []
 
     def __init__(self, path: str, options: Any, providers: Any) -> None:
         self.opened.append(providers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import Iterator, List, Sequence
 
 import pytest
 
@@ -12,6 +13,7 @@ from latentd.errors import ConfigError, LearnerError
 from latentd.learning import learner as learner_module
 from latentd.learning.trainer import Trainer
 from latentd.replay.journal import Journal
+from latentd.replay.records import Entry
 from lessons import WAIT_S, running_journal, teach
 from pupils import Broken, Gated, answers, made, make_learner, make_trainer, running_learner, saved_versions, taught
 
@@ -149,3 +151,63 @@ def test_versions_of_another_journal_are_not_taken_for_its_own(tmp_path: Path) -
         taught(learner, journal, [("owl", 0)])
         assert answers(learner, "cat", [0]) == ["owl"]
         shutil.rmtree(tmp_path / "versions", ignore_errors=True)
+
+
+# --- memory ---
+
+
+class Starved(Trainer):
+    """Finds no memory for a certain request, as often as `shortages` says."""
+
+    shortages: List[int]
+    error: Exception = MemoryError()
+
+    def take(self, batch: Sequence[Entry]) -> Iterator[int]:
+        if self.shortages[0] > 0:
+            self.shortages[0] -= 1
+            raise self.error
+        yield from super().take(batch)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory")])
+def test_a_device_without_memory_is_no_death_and_loses_no_sample(journal: Journal, tmp_path: Path, error: Exception) -> None:
+    shortages = [2 * learner_module.MAX_DEATHS]
+    with running_learner(journal, tmp_path, make=made(Starved, shortages=shortages, error=error)) as learner:
+        taught(learner, journal, *FIRST)
+        status = learner.status()
+        assert (shortages, status.deaths, status.reason) == ([0], 0, None)
+        assert learner.accuracy().prequential.count == 2 * len(FIRST)
+
+
+def test_while_it_waits_for_memory_the_status_says_so_and_serving_goes_on(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "RESTART_S", WAIT_S)
+    with running_learner(journal, tmp_path, make=made(Starved, shortages=[1])) as learner:
+        waiter = learner.learned(teach(journal, *FIRST[0])[-1].seq)
+        while learner.status().state != "waiting":
+            assert not waiter.done()
+        assert "there is no memory to learn; next try in 10 s" in str(learner.status().reason)
+        assert (learner.status().deaths, learner.snapshot.version) == (0, 0)
+
+
+def test_each_wait_for_memory_is_longer_up_to_a_minute_until_something_is_learned(journal: Journal, tmp_path: Path) -> None:
+    learner = make_learner(journal, tmp_path)
+    learner._stop.set()  # nothing waits
+    waits = []
+    for _ in range(20):
+        waits.append(learner._patience_s)
+        assert learner._waited_for_memory(MemoryError())
+    assert waits[:3] == [0.01, 0.02, 0.04]
+    assert waits[-1] == learner_module.LONGEST_WAIT_S
+    assert not learner._waited_for_memory(ZeroDivisionError())
+
+
+def test_a_daemon_without_memory_to_learn_starts_and_serves(journal: Journal, tmp_path: Path) -> None:
+    def starved() -> Trainer:
+        raise MemoryError
+
+    learner = make_learner(journal, tmp_path, make=starved)
+    learner.start(WAIT_S)
+    assert learner.status().state == "waiting"
+    learner.stop(WAIT_S)

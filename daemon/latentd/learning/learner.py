@@ -2,7 +2,8 @@
 
 Owns the trainer (sums, replay memory, trained head) and its checkpoints. It lets waiting classify requests go first before every step,
 works in steps of some milliseconds, and blocks only on the journal and on its own checkpoint file. When it dies it is made anew from the
-last checkpoint and the log; after MAX_DEATHS in DEATH_WINDOW_S it stays down and serving goes on with the last snapshot.
+last checkpoint and the log; after MAX_DEATHS in DEATH_WINDOW_S it stays down and serving goes on with the last snapshot. A device without
+memory is no death: it waits, longer each time, and learns what the log still holds.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Protoco
 
 import torch
 
+from latentd.engines.trouble import is_shortage
 from latentd.errors import ConfigError, JournalError, LatentdError, LearnerError, Overloaded
 from latentd.learning.accuracy import EMPTY, AccuracyReport
 from latentd.learning.keeper import VersionKeeper
+from latentd.learning.place import Place
 from latentd.learning.snapshot import Snapshot, empty
 from latentd.learning.status import LearnerStatus, MemoryStatus
 from latentd.learning.trainer import Trainer
@@ -39,7 +42,8 @@ PUBLISH_SHARE = 0.05  # while more waits: making snapshots takes at most this sh
 NICE = 10  # of the thread: what answers goes before what learns
 YIELD_S = 0.25  # longest time that classify requests hold up one step
 FINISH_S = 2.0  # after stop: how long the request in hand may take to its end
-RESTART_S = 1.0  # after a death, or a journal that can't be read
+RESTART_S = 1.0  # after a death, or a journal that can't be read; the first wait for memory
+LONGEST_WAIT_S = 60.0  # for memory
 _PAGE = 256
 
 
@@ -110,6 +114,8 @@ class Learner:
         self._unread: Optional[str] = None
         self._keeper = VersionKeeper(journal, settings.versions_dir, settings.checkpoint_s, settings.keep_versions)
         self._made: Optional[Snapshot] = None  # the last that the trainer in hand made, served or not
+        self._place: Optional[Place] = None
+        self._patience_s = RESTART_S
         self._restored: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
         journal.on_append = self._wake.set
@@ -163,6 +169,8 @@ class Learner:
             len(self._deaths),
             self._rejected,
             self._gate,
+            self._place.name if self._place else "cpu",
+            self._place.reason if self._place else None,
         )
 
     # --- the thread ---------------------------------------------------------------------------------------------------
@@ -179,9 +187,9 @@ class Learner:
             except ConfigError as cause:  # no later try would be different
                 self._end("failed", cause)
                 return
-            except Exception:  # the border of the learner: whatever it is, serving goes on and the log is still there
+            except Exception as error:  # the border of the learner: whatever it is, serving goes on and the log is still there
                 logger.exception("the learner died; it starts again from the last checkpoint and the journal")
-                if self._died():
+                if not self._waited_for_memory(error) and self._died():
                     return
         self._end("stopped", LearnerError("latentd is stopping"))
 
@@ -205,6 +213,7 @@ class Learner:
     def _restore(self) -> Trainer:
         """The newest whole checkpoint, with memory and hold-out filled from the log; what the log holds beyond it is learned next."""
         trainer = self._make_trainer()
+        self._place = trainer.place
         self._keeper = VersionKeeper(self._journal, self._settings.versions_dir, self._settings.checkpoint_s, self._settings.keep_versions)
         self._keeper.restore(trainer, self._log_until)
         self._made = None
@@ -320,18 +329,10 @@ class Learner:
         names = {record.class_id: record.name for record in self._journal.classes()}
         self._made, accuracy = trainer.candidate(names, self._clock())
         self._note_verdict(trainer)
-        memory = trainer.memory
-        self._memory = MemoryStatus(
-            memory.slots,
-            memory.used,
-            memory.used_bytes,
-            self._settings.replay_bytes,
-            memory.evictions,
-            self._settings.codec,
-            trainer.holdout_bytes(),
-            memory.counts(),
-        )
+        self._memory = MemoryStatus.of(trainer.memory, self._settings.replay_bytes, self._settings.codec, trainer.holdout_bytes())
         self._next_publish_at = started + (time.monotonic() - started) / PUBLISH_SHARE
+        if cause != "restored":
+            self._reason, self._patience_s = None, RESTART_S
         if self._serve(self._made, accuracy):
             self._observer.published(cause)
 
@@ -348,15 +349,7 @@ class Learner:
         verdict = trainer.last_verdict
         if verdict is None:
             return
-        self._gate = {
-            "reason": verdict.reason,
-            "trained_weight": verdict.weight,
-            "temperature": verdict.temperature,
-            "holdout": verdict.holdout,
-            "floor_correct": verdict.floor_correct,
-            "candidate_correct": verdict.candidate_correct,
-            "negative_flips": verdict.negative_flips,
-        }
+        self._gate = verdict.report()
         if verdict.reason.startswith("kept out"):
             self._rejected = verdict.reason
             self._observer.rejected("holdout")
@@ -372,6 +365,16 @@ class Learner:
         self._steps += 1
         self._last_step_s = seconds
         self._observer.step(seconds)
+
+    def _waited_for_memory(self, error: Exception) -> bool:
+        if not is_shortage(error):
+            return False
+        if not self._restored.done():
+            self._restored.set_result(None)  # serving begins without it
+        self._state, self._reason = "waiting", f"there is no memory to learn; next try in {self._patience_s:.0f} s: {error}"
+        self._stop.wait(self._patience_s)
+        self._patience_s = min(LONGEST_WAIT_S, 2 * self._patience_s)
+        return True
 
     def _died(self) -> bool:
         """Counts a death; True when it was one too many."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
+from latentd.replay.memory import ReplayMemory
+
 
 @dataclass(frozen=True)
 class LearnerStatus:
-    """state: idle, learning, yielding, sleeping, failed, stopped. watermark_seq: the log up to here takes part in the published answers."""
+    """state: idle, learning, yielding, sleeping, waiting (for memory), failed, stopped. watermark_seq: the log up to here takes part in the
+    published answers. device: where it computes, cpu or cuda; device_reason: why not on the one that was wanted.
+    """
 
     state: str
     reason: Optional[str]
@@ -20,6 +24,8 @@ class LearnerStatus:
     deaths: int
     last_publish_rejected: Optional[str]
     gate: Dict[str, Any]
+    device: str = "cpu"
+    device_reason: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -34,3 +40,8 @@ class MemoryStatus:
     codec: str
     holdout_bytes: int
     classes: Dict[int, int]
+
+    @staticmethod
+    def of(memory: ReplayMemory, budget_bytes: int, codec: str, holdout_bytes: int) -> MemoryStatus:
+        used = memory.used, memory.used_bytes
+        return MemoryStatus(memory.slots, *used, budget_bytes, memory.evictions, codec, holdout_bytes, memory.counts())

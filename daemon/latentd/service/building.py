@@ -24,6 +24,7 @@ from latentd.errors import ConfigError, LatentdError
 from latentd.learning.adapted import Adapted, SleepSettings
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.learner import Learner, LearnerSettings
+from latentd.learning.place import Place
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
@@ -168,9 +169,14 @@ def _learner(
         learn.replay_bytes,
         learn.sleep_threads or usable_cores(),
     )
+
+    def make_trainer() -> Trainer:
+        place = Place.of(learn.device)
+        return Trainer(codec, spec.features_width, training, adapted(place), place)
+
     learner = Learner(
         journal,
-        lambda: Trainer(codec, spec.features_width, training, adapted()),
+        make_trainer,
         settings,
         observer=metrics,
         busy=batcher.busy,
@@ -183,12 +189,12 @@ def _learner(
     return learner
 
 
-def _adapted(config: Config, backbone: checkpoints.Backbone, spec: StageSpec, codec: LatentCodec) -> Callable[[], Optional[Adapted]]:
+def _adapted(config: Config, backbone: checkpoints.Backbone, spec: StageSpec, codec: LatentCodec) -> Callable[[Place], Optional[Adapted]]:
     """Makes the blocks that learn, untrained, where tokens are stored for them; the pretrained blocks are read once."""
     if codec.tokens is None or config.learn.sleep_epochs <= 0:
-        return lambda: None
+        return lambda place: None
     base, settings = UpperBlocks.load(backbone, spec.split), SleepSettings.of(config.learn)
-    return lambda: Adapted(base, codec, settings)
+    return lambda place: Adapted(base, codec, settings, place)
 
 
 def _catch_up(journal: Journal, learner: Learner) -> None:

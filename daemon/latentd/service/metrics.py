@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("queue", "decode", "frozen", "adaptive")
-LEARNER_STATES = ("idle", "learning", "yielding", "failed", "stopped")
+LEARNER_STATES = ("idle", "learning", "yielding", "sleeping", "waiting", "failed", "stopped")
 _METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

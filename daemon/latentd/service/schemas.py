@@ -196,7 +196,7 @@ class Engine(Shape):
 
 
 class Learner(Shape):
-    state: str = Field(description="idle, learning, yielding, failed or stopped")
+    state: str = Field(description="idle, learning, yielding, sleeping, waiting (for memory), failed or stopped")
     reason: Optional[str]
     version: int
     watermark_seq: int
@@ -207,6 +207,8 @@ class Learner(Shape):
     deaths: int
     last_publish_rejected: Optional[str]
     gate: Dict[str, Any]
+    device: str = Field(description="where it computes: cpu or cuda")
+    device_reason: Optional[str] = Field(description="why not where it was wanted")
 
 
 class Memory(Shape):
