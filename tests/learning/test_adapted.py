@@ -33,7 +33,7 @@ def latent(class_id: int, number: int) -> Tuple[NDArray[np.float32], NDArray[np.
     """Features and tokens of a picture: what tells the classes apart stands in one patch, at another place each time."""
     rng = np.random.default_rng([class_id, number])
     tokens = rng.standard_normal((POOL.tokens, D)).astype(np.float32)
-    tokens[1 + rng.integers(POOL.tokens - 1)] += 3 * np.random.default_rng(class_id).standard_normal(D).astype(np.float32)
+    tokens[1 + rng.integers(POOL.tokens - 1)] += 2 * np.random.default_rng(class_id).standard_normal(D).astype(np.float32)
     return tokens[:2].reshape(-1), tokens
 
 
@@ -116,7 +116,7 @@ def test_what_comes_while_it_sleeps_is_in_the_head_when_it_wakes(base: UpperBloc
 def test_awake_a_new_class_is_in_the_head_at_once(base: UpperBlocks) -> None:
     adapted = Adapted(base, CODEC, SETTINGS)
     run(adapted.sleep(filled(20), held(2), 20))
-    adapted.learn([code(5, 0)], [5])
+    adapted.learn([code(5, 0)], [5], np.zeros((1, 2 * D), np.float32), 1)
     assert 5 in adapted.head().class_ids
 
 

@@ -187,7 +187,7 @@ def test_while_it_waits_for_memory_the_status_says_so_and_serving_goes_on(
         waiter = learner.learned(teach(journal, *FIRST[0])[-1].seq)
         while learner.status().state != "waiting":
             assert not waiter.done()
-        assert "there is no memory to learn; next try in 10 s" in str(learner.status().reason)
+        assert f"there is no memory to learn; next try in {WAIT_S:.0f} s" in str(learner.status().reason)
         assert (learner.status().deaths, learner.snapshot.version) == (0, 0)
 
 

@@ -23,6 +23,7 @@ from latentd.config import LearnConfig
 from latentd.engines.trouble import FAILURES, free_cached, in_halves, is_shortage
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.blocks import RankedBlocks, UpperBlocks
+from latentd.learning.evidence import Evidence
 from latentd.learning.gate import TEMPERATURES, Opinion
 from latentd.learning.place import Place
 from latentd.replay.latents import LatentCodec
@@ -30,7 +31,9 @@ from latentd.replay.memory import ReplayMemory
 
 Features = NDArray[np.float32]
 Held = Mapping[str, Tuple[int, bytes]]  # sample id -> class, code
-_REFIT = 8  # latents that one step of the refit takes through the blocks
+_RIVALS_LAST = 64  # samples: solving two heads takes as long as some images
+_REFIT = 4  # latents that one step of the refit takes through the blocks
+_CLASSIFIER_RATE = 4.0  # of the blocks': it starts from nothing in every sleep
 _WARM_UP = 10  # training steps
 _LAST_RATE = 0.05  # of the learning rate, at the end of a sleep
 
@@ -40,7 +43,8 @@ class SleepSettings:
     """first, growth: a sleep is due after `first` new samples, and then whenever what was learned has grown by this share.
 
     epochs: how often one sleep goes over the replay memory. microbatch: latents whose activations are held at a time. rank: of the change
-    of every matrix. learning_rate: of that change, and of the classifier that teaches the blocks and is thrown away afterwards.
+    of every matrix. learning_rate: of that change, and four times it of the classifier that
+    teaches the blocks and is thrown away afterwards.
     """
 
     first: int
@@ -87,14 +91,34 @@ class Adapted:
         self.blocks = self._fresh()
         self._sums = RidgeSums(base.features_width)
         self._holdout: Dict[str, Features] = {}
+        self.evidence = Evidence()
+        self._rivals: Optional[Tuple[LinearHead, LinearHead]] = None
+        self._rivals_at = 0
         self._life = 0  # a sleep that began in an earlier one is void
 
     # --- awake --------------------------------------------------------------------------------------------------------
 
-    def learn(self, codes: Sequence[bytes], class_ids: Sequence[int]) -> None:
-        """Adds new samples to the head, through the blocks as they are."""
-        if self.serving is not None and codes:
-            self._sums.add(self._features(self.serving, codes), class_ids)
+    def learn(self, codes: Sequence[bytes], class_ids: Sequence[int], floor_features: Features, request: int) -> None:
+        """Adds new samples of one request to the head, through the blocks as they are, once both heads have answered them.
+
+        floor_features: (B, F) of the same samples, as the floor reads them.
+        """
+        if self.serving is None or not codes:
+            return
+        features = self._features(self.serving, codes)
+        if self._rivals is not None:
+            floor, own = self._rivals
+            self.evidence.record(request, class_ids, (floor, floor_features), (own, features))
+        self._sums.add(features, class_ids)
+
+    def wants_rivals(self) -> bool:
+        """Whether the heads that answer before learning know too little of what was learned since."""
+        return self.serving is not None and (self._rivals is None or self._sums.count >= self._rivals_at + _RIVALS_LAST)
+
+    def set_rivals(self, floor: LinearHead) -> None:
+        """Lets this floor and the head as it is now answer what comes next before it is learned."""
+        if self.serving is not None:
+            self._rivals, self._rivals_at = (floor, self.head()), self._sums.count
 
     def hold_out(self, sample_id: str, code: bytes) -> None:
         if self.serving is not None:
@@ -112,6 +136,7 @@ class Adapted:
         self.serving, self.learned_at = None, 0
         self.blocks = self._fresh()
         self._sums, self._holdout = RidgeSums(self._base.features_width), {}
+        self.evidence, self._rivals = Evidence(), None
 
     # --- asleep -------------------------------------------------------------------------------------------------------
 
@@ -141,7 +166,7 @@ class Adapted:
             yield step
             if life != self._life:
                 return
-        self.serving, self._sums, self._holdout = serving, sums, holdout
+        self.serving, self._sums, self._holdout, self._rivals = serving, sums, holdout, None
         self.learned_at = learned
         self.sleeps += 1
 
@@ -158,7 +183,9 @@ class Adapted:
             classifier.bias.zero_()
             classifier.to(self._place.queue.device)
         learned = [parameter for _, parameter in self.blocks.learned()]
-        optimizer = torch.optim.AdamW([*learned, *classifier.parameters()], lr=self._settings.learning_rate, weight_decay=0.01)
+        rate = self._settings.learning_rate
+        groups: List[Dict[str, Any]] = [{"params": learned}, {"params": list(classifier.parameters()), "lr": _CLASSIFIER_RATE * rate}]
+        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01)
         optimizer.zero_grad(set_to_none=True)  # what a sleep that was broken off has left
         steps = self.steps(memory)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
@@ -298,7 +325,7 @@ class Adapted:
         if not isinstance(self.serving, RankedBlocks):
             return {}, facts
         arrays: Dict[str, NDArray[Any]] = {f"adapted.{name}": value for name, value in self.serving.state().items()}
-        arrays.update({f"adapted.{name}": value for name, value in self._sums.state().items()})
+        arrays.update({f"adapted.{name}": value for name, value in {**self._sums.state(), **self.evidence.state()}.items()})
         return arrays, facts
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], held: Held) -> None:
@@ -310,6 +337,7 @@ class Adapted:
             self.blocks.restore(own)
         self.serving = self._frozen()
         self._sums.restore(own)
+        self.evidence.restore(own)
         ids: List[str] = list(held)
         for start in range(0, len(ids), _REFIT):
             part = ids[start : start + _REFIT]

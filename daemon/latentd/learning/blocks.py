@@ -1,6 +1,6 @@
 """The blocks above the split as modules: the pretrained ones, and the low-rank change that learning makes to them.
 
-Tokens (B, N, D) go in, and out come features (B, F): the class token after each of the blocks and the mean patch token after the last, all
+Tokens (B, N, D) go in, and out come features (B, F): the class token after each of the blocks and the mean patch token before the last, all
 through the final norm. Owned by the learner thread; `RankedBlocks.frozen` gives what other threads may call. B images, N tokens, D width.
 """
 
@@ -26,7 +26,7 @@ class UpperBlocks(nn.Module):
     """Blocks split+1..depth and the final norm, frozen: (B, N, D) -> (B, F). `lead`: tokens before the patches; `features_width`: F.
 
     The class tokens of all the blocks are given, not only of the last: a closed-form head on them is several points better, and each block
-    gets a gradient of its own.
+    gets a gradient of its own. The mean patch token is taken before the last block, which then has to compute nothing but its class token.
     """
 
     def __init__(self, shape: VitShape, split: int) -> None:
@@ -38,10 +38,11 @@ class UpperBlocks(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         seen: List[Tensor] = []
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             tokens = block(tokens)
-            seen.append(tokens[:, 0])
-        class_tokens = self.norm(torch.stack(seen, dim=1))  # (B, K, D)
+            seen.append(tokens[:, :1])
+        seen.append(cast(Block, self.blocks[-1]).class_token(tokens))
+        class_tokens = self.norm(torch.cat(seen, dim=1))  # (B, K, D)
         return torch.cat([class_tokens.flatten(1), self.norm(tokens[:, self.lead :]).mean(dim=1)], dim=1)  # (B, F)
 
     def features(self, tokens: NDArray[np.float32], queue: Optional[TorchQueue] = None) -> NDArray[np.float32]:
