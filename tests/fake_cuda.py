@@ -8,7 +8,7 @@ from typing import Any, Iterator, List, Optional
 import pytest
 import torch
 
-from latentd.engines import trouble
+from latentd.engines import torch_queue
 from latentd.engines.torch_queue import TorchQueue
 
 
@@ -68,9 +68,8 @@ class FakeCuda:
         return made
 
 
-@pytest.fixture
-def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    """The one GPU of this test."""
+def install(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """The one GPU of a test; its tensors are pinned and its cache is emptied by counting."""
     cuda = FakeCuda()
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:
@@ -81,8 +80,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         cuda.freed += 1
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    monkeypatch.setattr("latentd.engines.torch_queue.free_cached", freed)
-    assert trouble.free_cached is not freed
+    monkeypatch.setattr(torch_queue, "free_cached", freed)
     return cuda
 
 

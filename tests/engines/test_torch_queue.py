@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tiny
-from fake_cuda import FakeCuda, FakeStream, fake_cuda, watched
+from fake_cuda import FakeCuda, FakeStream, watched
 from latentd.engines import device, eager, onnx, torch_queue
 from latentd.engines.artefacts import Artefacts
 from latentd.engines.eager import EagerStage
@@ -19,8 +19,6 @@ from latentd.engines.onnx import OnnxStage
 from latentd.engines.stage import StageSpec, stage_spec
 from latentd.engines.torch_queue import ANSWERING, LEARNING, TorchQueue
 from latentd.errors import EngineError
-
-__all__ = ["fake_cuda"]
 
 
 @pytest.fixture
