@@ -31,6 +31,7 @@ from latentd.learning.blocks import UpperBlocks, parameter_bytes
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
 from latentd.replay.records import Entry, sample_id_of
+from latentd.service.memory_plan import forward_bytes
 from latentd.vision import checkpoints
 
 console = Console()
@@ -66,7 +67,8 @@ def main() -> int:
     base = UpperBlocks.load(backbone, settings.backbone.split)
     held = objects50.VALIDATION_SESSIONS if arguments.validation else objects50.TEST_SESSIONS
     taught = [session for session in objects50.SESSIONS if session not in (*held, *objects50.TEST_SESSIONS)]
-    runs = [Run(stream, codec, base, settings, order, taught, held).go() for order in arguments.orders]
+    inside = forward_bytes(shape, settings.backbone.split, pool.tokens)
+    runs = [Run(stream, codec, base, settings, order, taught, held, inside).go() for order in arguments.orders]
     result = _result(arguments, settings, codec, runs, taught, held)
     harness.save_json(Path(arguments.out), result)
     Path(arguments.out).with_suffix(".md").write_text(_table(result), encoding="utf-8")
@@ -104,11 +106,13 @@ class Run:
         order: int,
         taught: Sequence[int],
         held: Sequence[int],
+        forward_bytes: int,
     ) -> None:
         learn = settings.learn
         self._stream, self._codec, self._base, self._learn = stream, codec, base, learn
         self._order, self._taught, self._held = order, taught, held
         self._adapted = Adapted(base, codec, SleepSettings.of(learn))
+        self._forward_bytes = forward_bytes
         training = TrainerSettings(
             learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed
         )
@@ -206,7 +210,7 @@ class Run:
         }
         times = {
             "training": 3 * learned + 4 * classifier + self._activations(),  # gradient and two moments
-            "summing_again": grams[1] + self._activations(),  # no more is there at a time without a gradient
+            "summing_again": grams[1] + self._learn.microbatch * self._forward_bytes,
             "solving": max(grams),  # the copy that is factorised
         }
         return {**always, **times, "all": sum(always.values()) + max(times.values())}

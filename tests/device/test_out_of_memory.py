@@ -17,11 +17,11 @@ from latentd.engines.artefacts import Artefacts
 from latentd.engines.eager import EagerStage
 from latentd.engines.enduring import EnduringStage
 from latentd.engines.onnx import OnnxStage
-from latentd.engines.trouble import Trouble, trouble_of
 from latentd.errors import EngineError
 from latentd.learning.adapted import Adapted, SleepSettings
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.place import Place
+from latentd.trouble import Trouble, trouble_of
 from sleepers import run
 from support import environment
 
@@ -92,13 +92,13 @@ def test_the_learner_takes_smaller_steps_and_then_the_cpu(model: Model, free_mib
         assert (adapted.sleeps, adapted.serving) == (0, None)
         run(adapted.sleep(memory, {}, 256))
     else:
-        assert adapted._microbatch < 128, "the test left too much memory"
+        assert adapted.microbatch < 128, "the test left too much memory"
     assert (place.name, adapted.sleeps) == (place_after, 1)
 
 
 LOSE_THE_CONTEXT = """
 import json, torch
-from latentd.engines.trouble import trouble_of
+from latentd.trouble import trouble_of
 from latentd.learning.place import Place
 try:
     torch.zeros(4, device="cuda")[torch.tensor([1 << 20], device="cuda")].cpu()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 import tiny
+from latentd.engines.torch_queue import TorchQueue
 from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import UpperBlocks
 from latentd.replay.latents import TokenPool
@@ -126,3 +129,65 @@ def test_the_same_memory_gives_the_same_sleep(base: UpperBlocks) -> None:
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
+
+
+def starving(adapted: Adapted, most: int) -> List[int]:
+    """Makes every pass of more than `most` latents through the blocks that learn run out of memory; gives the sizes that were tried."""
+    tried: List[int] = []
+    forward = adapted.blocks.forward
+
+    def pass_through(tokens: torch.Tensor) -> torch.Tensor:
+        tried.append(len(tokens))
+        if len(tokens) > most:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return forward(tokens)
+
+    adapted.blocks.forward = pass_through  # type: ignore[method-assign]
+    return tried
+
+
+def test_where_memory_is_out_a_step_takes_half_as_many_at_a_time_and_learns_the_same(base: UpperBlocks) -> None:
+    once = dataclasses.replace(SETTINGS, epochs=1.0)
+    short, roomy = Adapted(base, CODEC, once), Adapted(base, CODEC, once)
+    tried = starving(short, 1)
+    for adapted in (short, roomy):
+        run(adapted.sleep(filled(32), held(), 32))
+    assert tried[:4] == [4, 2, 1, 1]
+    assert set(tried[2:]) == {1}
+    assert (short.microbatch, roomy.microbatch) == (1, 4)
+    for name, array in roomy.blocks.state().items():
+        apart = np.abs(array - short.blocks.state()[name])
+        assert apart.mean() < 1e-5, "AdamW takes a whole step where rounding turns the sign of next to nothing, but seldom"
+
+
+def test_a_step_that_fails_for_one_latent_fails_for_good(base: UpperBlocks) -> None:
+    adapted = Adapted(base, CODEC, SETTINGS)
+    starving(adapted, 0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(adapted.sleep(filled(32), held(), 32))
+
+
+def test_other_failures_are_not_tried_again(base: UpperBlocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = Adapted(base, CODEC, SETTINGS)
+
+    def broken(tokens: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("the shapes do not fit")
+
+    monkeypatch.setattr(adapted.blocks, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(adapted.sleep(filled(32), held(), 32))
+    assert adapted.microbatch == SETTINGS.microbatch
+
+
+def test_features_are_made_one_half_after_the_other_where_memory_is_out(base: UpperBlocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = Adapted(base, CODEC, SETTINGS)
+    codes = np.frombuffer(b"".join(code(0, number) for number in range(7)), np.uint8).reshape(7, -1)
+    whole, features = adapted._through(base, codes), UpperBlocks.features
+
+    def short(blocks: UpperBlocks, tokens: NDArray[np.float32], queue: Optional[TorchQueue] = None) -> NDArray[np.float32]:
+        if len(tokens) > 2:
+            raise MemoryError
+        return features(blocks, tokens)
+
+    monkeypatch.setattr(UpperBlocks, "features", short)
+    np.testing.assert_allclose(adapted._through(base, codes), whole, atol=1e-5)

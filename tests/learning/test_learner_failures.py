@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
+import weakref
 from pathlib import Path
 from typing import Iterator, List, Sequence
 
@@ -170,44 +172,31 @@ class Starved(Trainer):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory")])
-def test_a_device_without_memory_is_no_death_and_loses_no_sample(journal: Journal, tmp_path: Path, error: Exception) -> None:
+def test_a_device_without_memory_is_no_death_and_loses_no_sample(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(learner_module, "STARVED_S", 0.01)
     shortages = [2 * learner_module.MAX_DEATHS]
     with running_learner(journal, tmp_path, make=made(Starved, shortages=shortages, error=error)) as learner:
         taught(learner, journal, *FIRST)
-        status = learner.status()
-        assert (shortages, status.deaths, status.reason) == ([0], 0, None)
+        assert (shortages, learner.status().deaths, learner.status().reason) == ([0], 0, None)
         assert learner.accuracy().prequential.count == 2 * len(FIRST)
 
 
-def test_while_it_waits_for_memory_the_status_says_so_and_serving_goes_on(
+def test_while_it_waits_for_memory_nothing_keeps_what_the_failed_step_held(
     journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner_module, "RESTART_S", WAIT_S)
-    with running_learner(journal, tmp_path, make=made(Starved, shortages=[1])) as learner:
-        waiter = learner.learned(teach(journal, *FIRST[0])[-1].seq)
+    held: List[weakref.ref[Trainer]] = []
+
+    class Held(Starved):
+        def take(self, batch: Sequence[Entry]) -> Iterator[int]:
+            held.append(weakref.ref(self))
+            yield from super().take(batch)
+
+    monkeypatch.setattr(learner_module, "STARVED_S", WAIT_S)
+    with running_learner(journal, tmp_path, make=made(Held, shortages=[1])) as learner:
+        teach(journal, *FIRST[0])
         while learner.status().state != "waiting":
-            assert not waiter.done()
-        assert f"there is no memory to learn; next try in {WAIT_S:.0f} s" in str(learner.status().reason)
-        assert (learner.status().deaths, learner.snapshot.version) == (0, 0)
-
-
-def test_each_wait_for_memory_is_longer_up_to_a_minute_until_something_is_learned(journal: Journal, tmp_path: Path) -> None:
-    learner = make_learner(journal, tmp_path)
-    learner._stop.set()  # nothing waits
-    waits = []
-    for _ in range(20):
-        waits.append(learner._patience_s)
-        assert learner._waited_for_memory(MemoryError())
-    assert waits[:3] == [0.01, 0.02, 0.04]
-    assert waits[-1] == learner_module.LONGEST_WAIT_S
-    assert not learner._waited_for_memory(ZeroDivisionError())
-
-
-def test_a_daemon_without_memory_to_learn_starts_and_serves(journal: Journal, tmp_path: Path) -> None:
-    def starved() -> Trainer:
-        raise MemoryError
-
-    learner = make_learner(journal, tmp_path, make=starved)
-    learner.start(WAIT_S)
-    assert learner.status().state == "waiting"
-    learner.stop(WAIT_S)
+            assert learner.status().deaths == 0
+        gc.collect()
+        assert held[0]() is None

@@ -303,7 +303,7 @@ def test_answers_that_need_too_much_memory_together_are_computed_one_by_one(
     asked = snapshot(base, base)
     expected = asked.predict(FEATURES, TOKENS)
     tried = room_for(1)
-    np.testing.assert_allclose(asked.predict(FEATURES, TOKENS), expected, rtol=1e-6)
+    np.testing.assert_allclose(asked.predict(FEATURES, TOKENS), expected, rtol=1e-5)
     assert tried == [2, 1, 1]
 
 

@@ -18,8 +18,8 @@ from latentd.config import Config
 from latentd.engines.artefacts import Artefacts
 from latentd.engines.choose import Attempt, Choice, Pending, agreement
 from latentd.engines.stage import Encoded, FrozenStage, StageSpec, stage_spec
-from latentd.engines.trouble import FAILURES, free_cached, is_shortage
 from latentd.errors import EngineError, OutOfMemory
+from latentd.trouble import FAILURES, free_cached, is_shortage
 from latentd.vision.checkpoints import Backbone
 
 log = logging.getLogger(__name__)

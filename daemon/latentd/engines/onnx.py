@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from latentd.engines.device import answering_stream
 from latentd.engines.stage import Encoded, StageSpec, planar
-from latentd.engines.trouble import is_shortage
 from latentd.errors import EngineError
+from latentd.trouble import is_shortage
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"

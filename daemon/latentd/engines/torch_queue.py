@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from latentd.engines.trouble import free_cached
+from latentd.trouble import free_cached
 
 ANSWERING, LEARNING = -1, 0  # torch's priorities: lower numbers go first, and there are no others before 2.1
 

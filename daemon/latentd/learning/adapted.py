@@ -10,6 +10,7 @@ On a GPU the blocks are a copy; without memory there, micro-batches are halved, 
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -20,7 +21,6 @@ from torch import nn
 from torch.nn import functional
 
 from latentd.config import LearnConfig
-from latentd.engines.trouble import FAILURES, free_cached, in_halves, is_shortage
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.blocks import RankedBlocks, UpperBlocks
 from latentd.learning.evidence import Evidence
@@ -28,11 +28,13 @@ from latentd.learning.gate import TEMPERATURES, Opinion
 from latentd.learning.place import Place
 from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import ReplayMemory
+from latentd.trouble import FAILURES, free_cached, in_halves, is_shortage
+
+logger = logging.getLogger(__name__)
 
 Features = NDArray[np.float32]
 Held = Mapping[str, Tuple[int, bytes]]  # sample id -> class, code
 _RIVALS_LAST = 64  # samples: solving two heads takes as long as some images
-_REFIT = 4  # latents that one step of the refit takes through the blocks
 _CLASSIFIER_RATE = 4.0  # of the blocks': it starts from nothing in every sleep
 _WARM_UP = 10  # training steps
 _LAST_RATE = 0.05  # of the learning rate, at the end of a sleep
@@ -82,9 +84,9 @@ class Adapted:
         self._place = place or Place()
         self._on_host = base
         self._base = self._based()
-        self._microbatch = settings.microbatch
         self._codec = codec
         self._settings = settings
+        self.microbatch = settings.microbatch  # halved where memory does not suffice for as many
         self.sleeps = 0
         self.learned_at = 0  # samples that had been learned when the last sleep began
         self.serving: Optional[UpperBlocks] = None
@@ -154,7 +156,7 @@ class Adapted:
             self._place.queue.free()
 
     def _sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
-        life, self._microbatch = self._life, self._settings.microbatch
+        life, self.microbatch = self._life, self._settings.microbatch
         rng = np.random.Generator(np.random.PCG64([self._settings.seed, self.sleeps, learned]))
         for step in self._train(memory, rng):
             yield step
@@ -196,7 +198,7 @@ class Adapted:
             start = 0
             while start < len(codes):
                 yield step
-                end = start + self._microbatch
+                end = start + self.microbatch
                 if self._fits(classifier, codes[start:end], target[start:end], len(codes)):
                     start = end
                 else:  # half a gradient may have been added: the mini-batch begins again, in smaller pieces
@@ -218,7 +220,8 @@ class Adapted:
             elif len(codes) == 1 or not is_shortage(error):
                 raise
             else:
-                self._microbatch = len(codes) // 2
+                self.microbatch = len(codes) // 2
+                logger.warning("memory was out in a training step; from now on it takes %d latents at a time", self.microbatch)
         free_cached()  # here, not above: an exception that is being handled keeps every activation of the failed step
         return False
 
@@ -236,8 +239,8 @@ class Adapted:
         """Fills sums and hold-out features through these blocks; what comes while it runs has a later id, and is walked over as well."""
         last = ""
         while True:
-            chunk = memory.after(last, _REFIT)
-            missing = [sample_id for sample_id in held if sample_id not in holdout][:_REFIT]
+            chunk = memory.after(last, self.microbatch)
+            missing = [sample_id for sample_id in held if sample_id not in holdout][: self.microbatch]
             if not chunk.ids and not missing:
                 return
             if chunk.ids:
@@ -249,8 +252,10 @@ class Adapted:
             yield 0
 
     def _features(self, blocks: UpperBlocks, codes: Sequence[bytes]) -> Features:
+        """(B, F), as many at a time as a training step takes."""
         packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1)
-        return self._through(blocks, packed)
+        at_once = self.microbatch
+        return np.concatenate([self._through(blocks, packed[start : start + at_once]) for start in range(0, len(codes), at_once)])
 
     # --- where ---------------------------------------------------------------------------------------------------------
 
@@ -338,10 +343,8 @@ class Adapted:
         self.serving = self._frozen()
         self._sums.restore(own)
         self.evidence.restore(own)
-        ids: List[str] = list(held)
-        for start in range(0, len(ids), _REFIT):
-            part = ids[start : start + _REFIT]
-            self._holdout.update(zip(part, self._features(self.serving, [held[sample_id][1] for sample_id in part])))
+        if held:
+            self._holdout.update(zip(held, self._features(self.serving, [code for _, code in held.values()])))
 
 
 def _rate(step: int, steps: int) -> float:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from latentd.engines.trouble import FAILURES
 from latentd.learning.place import Place
+from latentd.trouble import FAILURES
 
 HIDDEN = 256
 DROPOUT = 0.3

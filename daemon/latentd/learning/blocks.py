@@ -6,7 +6,7 @@ through the final norm. Owned by the learner thread; `RankedBlocks.frozen` gives
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, Optional, Tuple, cast
+from typing import Any, Dict, Iterator, List, Optional, Tuple, cast
 
 import numpy as np
 import torch
@@ -22,18 +22,48 @@ _LAYERS = ("qkv", "proj", "fc1", "fc2")
 _NORMS = ("norm1", "norm2")
 
 
+class _Product(torch.autograd.Function):
+    """tokens (..., I) @ weight' with a weight (O, I) kept in half precision, of which only one is whole at a time, backwards too."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return tokens @ weight.to(tokens.dtype).t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight.to(gradient.dtype), None
+
+
+class HalfLinear(nn.Module):
+    """A pretrained linear layer that never learns: half the bytes, and products in the precision of what comes in."""
+
+    def __init__(self, inward: int, outward: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inward, outward
+        self.weight = nn.Parameter(torch.zeros(outward, inward, dtype=torch.float16), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(outward), requires_grad=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        product: Tensor = _Product.apply(tokens, self.weight)  # type: ignore[no-untyped-call]
+        return product + self.bias
+
+
 class UpperBlocks(nn.Module):
     """Blocks split+1..depth and the final norm, frozen: (B, N, D) -> (B, F). `lead`: tokens before the patches; `features_width`: F.
 
     The class tokens of all the blocks are given, not only of the last: a closed-form head on them is several points better, and each block
     gets a gradient of its own. The mean patch token is taken before the last block, which then has to compute nothing but its class token.
+
+    The matrices are kept in half precision.
     """
 
     def __init__(self, shape: VitShape, split: int) -> None:
         super().__init__()
         self.lead = 1 + shape.registers
         self.features_width = (shape.depth - split + 1) * shape.width
-        self.blocks = nn.ModuleList(Block(shape, index) for index in range(split, shape.depth))
+        self.blocks = nn.ModuleList(_halved(Block(shape, index)) for index in range(split, shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -68,7 +98,7 @@ class UpperBlocks(nn.Module):
 class _Ranked(nn.Module):
     """A frozen linear layer plus the product of two thin matrices (Hu et al. 2021, LoRA), shared with nobody."""
 
-    def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, linear: HalfLinear, rank: int, generator: torch.Generator) -> None:
         super().__init__()
         self.linear = linear
         device = linear.weight.device
@@ -122,6 +152,13 @@ def parameter_bytes(modules: List[UpperBlocks]) -> int:
     """Bytes of all different parameters of these modules."""
     tensors = {parameter.data_ptr(): parameter for module in modules for parameter in module.parameters()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _halved(block: Block) -> Block:
+    for name in _LAYERS:
+        linear = getattr(block, name)
+        setattr(block, name, HalfLinear(linear.in_features, linear.out_features))
+    return block
 
 
 def _ranked(block: Block, rank: int, generator: torch.Generator) -> Block:

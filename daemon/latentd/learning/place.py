@@ -13,8 +13,8 @@ from typing import Any, Dict, Optional
 import torch
 
 from latentd.engines.torch_queue import ANSWERING, LEARNING, TorchQueue, has_gpu
-from latentd.engines.trouble import is_shortage
 from latentd.errors import ConfigError
+from latentd.trouble import is_shortage
 
 logger = logging.getLogger(__name__)
 

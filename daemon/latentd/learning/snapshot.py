@@ -12,11 +12,11 @@ from typing import Optional, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.engines.trouble import FAILURES, Trouble, in_halves, trouble_of
 from latentd.learning.adaptive import TrainedHead
 from latentd.learning.analytic import LinearHead
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.place import answering
+from latentd.trouble import FAILURES, Trouble, in_halves, trouble_of
 
 logger = logging.getLogger(__name__)
 UNKNOWN = "unknown"

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Callable, Deque, Dict, List, NamedTuple, Optio
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.engines.trouble import Trouble, trouble_of
 from latentd.errors import EngineError, LatentdError, LatentNotFinite, NotReady, OutOfMemory, Overloaded
+from latentd.trouble import Trouble, trouble_of
 
 if TYPE_CHECKING:
     from latentd.energy.ledger import Activity, EnergyLedger
@@ -104,7 +104,7 @@ class Batcher:
         self.last_success_at: Optional[float] = None  # on `clock`: when an image last came out of the stage in finite numbers
         self._ledger = ledger
         self._observer = observer
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         self._on_death = on_death
         self._clock = clock
         self._changed = threading.Condition()
@@ -249,7 +249,7 @@ class Batcher:
         while any(self._queues.values()):
             waiting = sum(map(len, self._queues.values()))
             shared = self._lanes > 1 and (waiting > 1 or bool(self._running))
-            tickets = self._pop(self._next_priority(), 1 if shared else self._max_batch)
+            tickets = self._pop(self._next_priority(), 1 if shared else self.max_batch)
             if tickets:  # else all that was popped had been cancelled, and the other queue comes next
                 return Batch(tickets, shared, self._clock())
         return None

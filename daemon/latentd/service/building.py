@@ -9,10 +9,13 @@ import functools
 import logging
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Callable, Optional, Tuple
 
+from latentd import headroom
 from latentd.config import Config
+from latentd.energy import battery
 from latentd.energy.ledger import EnergyLedger
 from latentd.energy.meter_thread import MeterThread
 from latentd.engines.choose import Choice, choose
@@ -25,12 +28,14 @@ from latentd.learning.adapted import Adapted, SleepSettings
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.learner import Learner, LearnerSettings
 from latentd.learning.place import Place
+from latentd.learning.restraint import Limits, Restraint, Senses
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import LatentCodec
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
+from latentd.service.memory_plan import MemoryPlan, make_plan
 from latentd.service.metrics import Metrics
 from latentd.service.parts import Parts
 from latentd.service.pipeline import Pipeline
@@ -41,6 +46,7 @@ from latentd.vision.probe import probe_images
 
 STOP_S = 30.0  # how long one part may take to end
 CATCH_UP_S = 30.0  # how long serving waits for what was taught after the last checkpoint
+CATCH_UP_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -68,33 +74,60 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     decode = functools.partial(images.decode, size=spec.image_size, limits=limits)
     pipeline = Pipeline(batcher, decode, config.engine.decode_threads, metrics)
     until_stop.callback(pipeline.close)
+    plan = make_plan(config, backbone.shape, spec, codec, engine=(*(pending.name for pending in choice.pending), choice.stage.name)[0])
+
+    def publish(newer: Choice) -> None:
+        parts.choice = newer
+
+    def has_answered() -> bool:
+        return batcher.last_success_at is not None
+
+    upgrade = Upgrade(choice, batcher.replace, publish, has_answered, lambda: _no_room(config.memory.build_bytes))
+    restraint = _restraint(config, plan, ledger, meters, upgrade)
     parts = Parts(
         config=config,
         choice=choice,
         pipeline=pipeline,
         journal=journal,
-        learner=_learner(config, backbone, spec, codec, journal, ledger, batcher, metrics, until_stop),
+        learner=_learner(config, backbone, spec, codec, journal, ledger, batcher, metrics, restraint, until_stop),
         ledger=ledger,
         codec=codec,
         metrics=metrics,
         readiness=Readiness(batcher, probe_images(spec.image_size)[0]),
         pending=PendingBytes(max(config.http.max_pending_bytes, config.http.max_body_bytes)),
         temperatures_c=lambda: meters.temperatures_c,
+        board=lambda: meters.board,
+        battery_charge=lambda: battery.charge_ratio(Path("/")),
+        memory_plan=plan,
+        restrain=lambda newer: restraint.obey(_limits(newer, plan)),
     )
-    _upgrade(parts, until_stop)
+    until_stop.callback(upgrade.stop, STOP_S)
+    upgrade.start()
     return parts
 
 
-def _upgrade(parts: Parts, until_stop: ExitStack) -> None:
-    """What must be built to serve is built beside what serves already."""
+def _no_room(needed_bytes: int) -> Optional[str]:
+    """Why no engine can be built now: with little memory a build fails, or takes slower kernels for good."""
+    available, _, bounded_by = headroom.read()
+    if available is None or available >= needed_bytes:
+        return None
+    return f"{bounded_by} has {available >> 20} MiB of memory available, building takes {needed_bytes >> 20} (memory.build_bytes)"
 
-    def publish(choice: Choice) -> None:
-        parts.choice = choice
 
-    batcher = parts.batcher
-    upgrade = Upgrade(parts.choice, batcher.replace, publish, lambda: batcher.last_success_at is not None)
-    until_stop.callback(upgrade.stop, STOP_S)
-    upgrade.start()
+def _restraint(config: Config, plan: MemoryPlan, ledger: EnergyLedger, meters: MeterThread, upgrade: Upgrade) -> Restraint:
+    """What holds the learner back on this device."""
+    senses = Senses(
+        power_w=lambda: ledger.power_w,
+        temperatures_c=lambda: meters.temperatures_c,
+        throttled=lambda: meters.board.throttled,
+        headroom=headroom.read,
+        building=lambda: upgrade.building,
+    )
+    return Restraint(_limits(config, plan), senses)
+
+
+def _limits(config: Config, plan: MemoryPlan) -> Limits:
+    return Limits(config.energy.budget_w, config.energy.max_temperature_c, config.memory.reserve_bytes, plan.needs_bytes())
 
 
 def _journal(config: Config, spec: StageSpec, codec: LatentCodec, metrics: Metrics, until_stop: ExitStack) -> Journal:
@@ -156,6 +189,7 @@ def _learner(
     ledger: EnergyLedger,
     batcher: Batcher,
     metrics: Metrics,
+    restraint: Restraint,
     until_stop: ExitStack,
 ) -> Learner:
     learn = config.learn
@@ -181,7 +215,7 @@ def _learner(
         observer=metrics,
         busy=batcher.busy,
         activity=lambda samples: ledger.activity("learn", samples=samples),
-        clock=time.time,
+        restraint=restraint,
     )
     until_stop.callback(learner.stop, STOP_S)
     learner.start()
@@ -198,8 +232,13 @@ def _adapted(config: Config, backbone: checkpoints.Backbone, spec: StageSpec, co
 
 
 def _catch_up(journal: Journal, learner: Learner) -> None:
-    """What was acknowledged before a crash takes part in the first answer; a learner that is down or slow must not keep serving down."""
-    try:
-        learner.learned(journal.status().head_seq).result(CATCH_UP_S)
-    except (LatentdError, FutureTimeoutError):
+    """What was acknowledged before a crash takes part in the first answer; a learner that is down, slow or waiting must not keep serving
+    down.
+    """
+    learned = learner.learned(journal.status().head_seq)
+    deadline = time.monotonic() + CATCH_UP_S
+    while not learned.done() and time.monotonic() < deadline and learner.status().state != "waiting":
+        with suppress(LatentdError, FutureTimeoutError):
+            learned.result(CATCH_UP_POLL_S)
+    if not learned.done() or learned.exception() is not None:
         log.warning("serving starts %d samples behind what was taught; the learner goes on", learner.status().lag_samples)

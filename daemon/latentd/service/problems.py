@@ -17,7 +17,6 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from latentd.engines.trouble import is_shortage
 from latentd.errors import (
     BadRequest,
     LatentdError,
@@ -30,6 +29,7 @@ from latentd.errors import (
 )
 from latentd.service.answers import json_bytes, request_id
 from latentd.service.schemas import Problem
+from latentd.trouble import is_shortage
 
 PROBLEM_JSON = "application/problem+json"
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")

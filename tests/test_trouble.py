@@ -10,8 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from latentd.engines.trouble import Trouble, in_halves, is_shortage, trouble_of
 from latentd.errors import EngineError, JournalError, OutOfMemory
+from latentd.trouble import Trouble, in_halves, is_shortage, trouble_of
 
 HINT = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect."
