@@ -187,6 +187,23 @@ def test_what_answers_goes_on_with_the_learner_to_the_cpu_and_computes_the_same(
     assert adapted.opinion(adapted.head(), ["h00000099"]).scores.shape == (1, 2)
 
 
+def test_blocks_that_a_caller_still_holds_from_the_gpu_are_taken_along_to_the_cpu(base: UpperBlocks, fake_cuda: FakeCuda) -> None:
+    place = Place(MetaQueue(fake_cuda))
+    adapted, hosted = Adapted(base, CODEC, BRIEF, place), Adapted(base, CODEC, BRIEF).blocks
+    taken: List[UpperBlocks] = []
+
+    def host(blocks: UpperBlocks) -> UpperBlocks:
+        taken.append(blocks)
+        return hosted
+
+    adapted._hosted = host  # type: ignore[method-assign, assignment]
+    old = adapted.blocks
+    place.queue = TorchQueue()
+    codes = np.frombuffer(code(0, 0), np.uint8)[None]
+    np.testing.assert_array_equal(adapted._through(old, codes), hosted.features(CODEC.decode_tokens(codes)))
+    assert taken == [old]
+
+
 def test_a_gpu_without_room_for_the_pretrained_blocks_is_left_at_once(
     base: UpperBlocks, on_gpu: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,9 +261,11 @@ class Adapted:
 
     def _through(self, blocks: UpperBlocks, codes: NDArray[np.uint8]) -> Features:
         """What these blocks give; fewer at once, and in the end on the CPU, where the device has no memory for it."""
-        tokens = self._codec.decode_tokens(codes)
+        tokens, queue = self._codec.decode_tokens(codes), self._place.queue
+        if next(blocks.parameters()).device.type != queue.device.type:  # the place has changed since the caller got them
+            return self._hosted(blocks).features(tokens)
         try:
-            parts = in_halves(lambda rows: blocks.features(rows, self._place.queue), tokens)
+            parts = in_halves(lambda rows: blocks.features(rows, queue), tokens)
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
         except FAILURES as error:
             if not self._place.leaves(error):

@@ -10,7 +10,7 @@ samples that neither was trained on. Pure functions of the hold-out, so the same
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +53,6 @@ class Verdict:
     candidate_correct: int
     negative_flips: int
     answers: NDArray[np.int64]  # (holdout,) columns of the analytic head that the published snapshot answers
-
-    def report(self) -> Dict[str, Any]:
-        """What /v1/learner shows of it."""
-        shown = ("reason", "temperature", "holdout", "floor_correct", "candidate_correct", "negative_flips")
-        return {"trained_weight": self.weight, **{name: getattr(self, name) for name in shown}}
 
 
 def judge(analytic: LinearHead, opinion: Optional[Opinion], features: NDArray[np.float32], columns: NDArray[np.int64]) -> Verdict:
