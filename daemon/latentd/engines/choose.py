@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from latentd.config import Config
 from latentd.engines.artefacts import Artefacts, Reference
 from latentd.engines.device import CudaMemory, DeviceMemory
+from latentd.engines.onnx import CPU, engine_name
 from latentd.engines.plans import NotBuilt
 from latentd.engines.stage import FrozenStage, stage_spec
 from latentd.errors import ConfigError, EngineError
@@ -69,11 +70,12 @@ class Choice(NamedTuple):
 
 class Candidate(NamedTuple):
     """One engine that could serve: its name as /v1/status shows it, and how to open it: EngineError where it can't be, NotBuilt where it
-    can once `build` is done."""
+    can once `build` is done. int8: another bound is for it."""
 
     name: str
     open: Callable[[], FrozenStage]
     build: Optional[Build] = None
+    int8: bool = False
 
 
 def choose(config: Config, backbone: Backbone, device: Callable[[], DeviceMemory] = CudaMemory) -> Choice:
@@ -114,11 +116,11 @@ def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Op
     except EngineError as cause:
         return None, Attempt(candidate.name, "unavailable", cause.detail, None, time.monotonic() - started)
     try:
-        cosine = agreement(stage, artefacts.reference(), config.engine.max_batch)
+        cosine = _agreement(candidate, stage, artefacts, config)
     except EngineError as cause:
         stage.close()
         return None, Attempt(candidate.name, "passed over", cause.detail, None, time.monotonic() - started)
-    bound = config.engine.min_cosine
+    bound = config.engine.int8_min_cosine if candidate.int8 else config.engine.min_cosine
     if not cosine >= bound:
         stage.close()
         return None, Attempt(
@@ -127,10 +129,16 @@ def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Op
     return stage, Attempt(candidate.name, "serving", f"cosine with eager PyTorch {cosine:.6f}", cosine, time.monotonic() - started)
 
 
-def agreement(stage: FrozenStage, reference: Reference, max_batch: int) -> float:
+def _agreement(candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, config: Config) -> float:
+    """INT8 turns single patch tokens further than their mean tells: they count only where they are learned from."""
+    tokens = bool(config.backbone.split) or not candidate.int8
+    return agreement(stage, artefacts.reference(), config.engine.max_batch, tokens)
+
+
+def agreement(stage: FrozenStage, reference: Reference, max_batch: int, tokens: bool = True) -> float:
     """The least cosine of any token of any probe image with the reference; the first image also goes alone and in a lane.
 
-    Raises EngineError where the stage gives NaN, infinity or another shape.
+    tokens: whether patch tokens count. Raises EngineError where the stage gives NaN, infinity or another shape, patch tokens in any case.
     """
     pixels = probe_images(stage.spec.image_size)
     spans = [(start, min(start + max_batch, len(pixels)), False) for start in range(0, len(pixels), max_batch)]
@@ -139,7 +147,9 @@ def agreement(stage: FrozenStage, reference: Reference, max_batch: int) -> float
         answer = stage.encode(pixels[start:end], tokens=True, shared=shared)
         for found, expected in ((answer.features, reference.features), (answer.tokens, reference.tokens)):
             assert found is not None, "tokens were asked for"
-            worst = min(worst, _least_cosine(stage, found, expected[start:end]))
+            cosine = _least_cosine(stage, found, expected[start:end])
+            if tokens or found is answer.features:
+                worst = min(worst, cosine)
     return worst
 
 
@@ -192,8 +202,6 @@ def _open_eager(config: Config, artefacts: Artefacts) -> FrozenStage:
 
 def _onnx_candidates(config: Config, artefacts: Artefacts) -> List[Candidate]:
     """One candidate a provider: each is a device of its own that may be absent, or compute wrongly."""
-    from latentd.engines.onnx import engine_name
-
     if importlib.util.find_spec("onnxruntime") is None:
         return [Candidate("onnxruntime", _refuse("onnxruntime is not installed"))]
     import onnxruntime
@@ -205,10 +213,26 @@ def _onnx_candidates(config: Config, artefacts: Artefacts) -> List[Candidate]:
                 hint=_nearest(provider, onnxruntime.get_all_providers()),
             )
     present = onnxruntime.get_available_providers()
-    return [
-        Candidate(engine_name(provider), _onnx_opener(provider, provider in present, config, artefacts))
-        for provider in config.engine.providers
-    ]
+    found: List[Candidate] = []
+    for provider in config.engine.providers:
+        if config.engine.precision == "int8" and provider == CPU:
+            found.append(_int8_candidate(config, artefacts))
+        found.append(Candidate(engine_name(provider), _onnx_opener(provider, provider in present, config, artefacts)))
+    return found
+
+
+def _int8_candidate(config: Config, artefacts: Artefacts) -> Candidate:
+    def opened() -> FrozenStage:
+        from latentd.engines.int8 import open_int8
+
+        return open_int8(artefacts, config.engine.threads, fits)
+
+    def fits(stage: FrozenStage) -> Optional[str]:
+        cosine, bound = _agreement(candidate, stage, artefacts, config), config.engine.int8_min_cosine
+        return None if cosine >= bound else f"cosine with eager PyTorch {cosine:.6f}, below {bound:g} (engine.int8_min_cosine)"
+
+    candidate = Candidate(f"{engine_name(CPU)}-int8", opened, int8=True)
+    return candidate
 
 
 def _onnx_opener(provider: str, is_present: bool, config: Config, artefacts: Artefacts) -> Callable[[], FrozenStage]:
