@@ -86,7 +86,11 @@ class EngineConfig:
         choices=("float", "int8"),
     )
     int8_min_cosine: float = setting(
-        0.995, "the gate of INT8: least cosine of its class tokens with eager PyTorch on probe images; a split's patch tokens too", "", 0.0, 1.0
+        0.995,
+        "the gate of INT8: least cosine of its class tokens (with a split its patch tokens too) with eager PyTorch on probe images",
+        "",
+        0.0,
+        1.0,
     )
     tensorrt_precision: str = setting(
         "fp16", "precision of the TensorRT plan; norms and softmax stay in fp32; fp32 follows where fp16 fails", choices=("fp16", "fp32")

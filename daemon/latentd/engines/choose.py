@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 ENGINES = ("tensorrt", "onnxruntime", "eager")
 Build = Callable[["Report", threading.Event], None]
+Images = Sequence[NDArray[np.uint8]]  # (S, S, 3) each
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,11 @@ class Candidate(NamedTuple):
     int8: bool = False
 
 
-def choose(config: Config, backbone: Backbone, device: Callable[[], DeviceMemory] = CudaMemory) -> Choice:
+def choose(
+    config: Config, backbone: Backbone, device: Callable[[], DeviceMemory] = CudaMemory, images: Callable[[], Images] = tuple
+) -> Choice:
     """The serving stage, what became of every engine in the order, and what can be built. device: makes the memory that TensorRT uses.
+    images: what its INT8 is calibrated on besides the probe images.
 
     Raises ConfigError for an unknown engine or provider, CheckpointError for damaged weights, EngineError with every reason where none can
     serve.
@@ -88,7 +92,7 @@ def choose(config: Config, backbone: Backbone, device: Callable[[], DeviceMemory
     serving: Optional[FrozenStage] = None
     attempts: List[Attempt] = []
     pending: List[Pending] = []
-    for candidate in _candidates(config, artefacts, device):
+    for candidate in _candidates(config, artefacts, device, images):
         if serving is not None:
             attempts.append(Attempt(candidate.name, "not tried", f"{serving.name} comes before it and serves"))
             continue
@@ -164,11 +168,11 @@ def _least_cosine(stage: FrozenStage, found: NDArray[np.float32], expected: NDAr
     return float(((a * b).sum(axis=1) / np.maximum(scale, 1e-30)).min())
 
 
-def _candidates(config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory]) -> List[Candidate]:
+def _candidates(config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory], images: Callable[[], Images]) -> List[Candidate]:
     found: List[Candidate] = []
     for name in config.engine.order:
         if name == "tensorrt":
-            found += _tensorrt_candidates(config, artefacts, device)
+            found += _tensorrt_candidates(config, artefacts, device, images)
         elif name == "onnxruntime":
             found += _onnx_candidates(config, artefacts)
         elif name == "eager":
@@ -180,15 +184,18 @@ def _candidates(config: Config, artefacts: Artefacts, device: Callable[[], Devic
     return found
 
 
-def _tensorrt_candidates(config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory]) -> List[Candidate]:
-    """The configured precision and, should it not agree with eager PyTorch, FP32."""
+def _tensorrt_candidates(
+    config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory], images: Callable[[], Images]
+) -> List[Candidate]:
+    """INT8 where it is asked for, the configured precision and, should that not agree with eager PyTorch, FP32."""
     if importlib.util.find_spec("tensorrt") is None:
         return [Candidate("tensorrt", _refuse("tensorrt is not installed"))]
     from latentd.engines.compiling import PlanEngine
 
-    precisions = dict.fromkeys((config.engine.tensorrt_precision, "fp32"))
-    engines = [PlanEngine(config, artefacts, precision, device) for precision in precisions]
-    return [Candidate(engine.name, engine.open, engine.build) for engine in engines]
+    first = ("int8",) if config.engine.precision == "int8" else ()
+    precisions = dict.fromkeys((*first, config.engine.tensorrt_precision, "fp32"))
+    engines = {precision: PlanEngine(config, artefacts, precision, device, images) for precision in precisions}
+    return [Candidate(engine.name, engine.open, engine.build, precision == "int8") for precision, engine in engines.items()]
 
 
 def _open_eager(config: Config, artefacts: Artefacts) -> FrozenStage:

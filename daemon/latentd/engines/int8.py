@@ -49,7 +49,10 @@ class Timings(NamedTuple):
 
 
 def open_int8(artefacts: Artefacts, threads: int, fits: Callable[[FrozenStage], Optional[str]]) -> FrozenStage:
-    """The fastest INT8 stage that fits. fits: None, or why the stage may not serve. Raises EngineError with every reason where none does."""
+    """The fastest INT8 stage that fits. fits: None, or why the stage may not serve.
+
+    Raises EngineError with every reason where none does.
+    """
     timings = _timings(artefacts, threads)
     reasons = [
         f"{spelling}: {timings.gain(spelling):.2f} times as fast as float on this machine, {GAIN:g} are needed"

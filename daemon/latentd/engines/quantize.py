@@ -1,9 +1,9 @@
 """The frozen stage's graph with the linear layers of its blocks in INT8: three spellings of the same idea. Needs the onnx package only.
 
 Weights: symmetric, one scale an output channel. Activations: one scale a tensor, measured in every run (`dynamic`) or calibrated beforehand
-(`static`, `with_casts`). The patch embedding, attention, norms, GELU and softmax stay float: together 11 % of the multiplications. Every graph
-is smoothed first: a channel with large activations hands a part of their size to its weights, through the norm before the layer (Xiao et
-al. 2023, "SmoothQuant", migration strength 0.5). A layer's scale after it (LayerScale) is multiplied into its weights. Pure
+(`static`, `with_casts`). The patch embedding, attention, norms, GELU and softmax stay float: together 11 % of the multiplications. Every
+graph is smoothed first: a channel with large activations hands a part of their size to its weights, through the norm before the layer (Xiao
+et al. 2023, "SmoothQuant", migration strength 0.5). A layer's scale after it (LayerScale) is multiplied into its weights. Pure
 functions; a second of work.
 """
 
