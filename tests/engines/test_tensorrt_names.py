@@ -18,9 +18,9 @@ from standin.strict import KINDS, VERSIONS, names
 
 ALL = frozenset(VERSIONS)
 FOLDER = Path(engines.__file__).parent
-SOURCES = ("tensorrt.py", "tensorrt_build.py")
+SOURCES = ("tensorrt.py", "tensorrt_build.py", "calibrating.py")
 MODULE = ""
-# What a variable or attribute of this name holds, in those two files.
+# What a variable or attribute of this name holds, in those files.
 HELD = {
     "trt": MODULE,
     "builder": "Builder",
@@ -190,6 +190,10 @@ def test_the_walk_sees_what_the_code_does() -> None:
         ("BuilderFlag", "OBEY_PRECISION_CONSTRAINTS"),
         ("IBuilderConfig", "progress_monitor"),
         ("", "IProgressMonitor"),
+        ("", "IInt8EntropyCalibrator2"),
+        ("IBuilderConfig", "int8_calibrator"),
+        ("IBuilderConfig", "set_calibration_profile"),
+        ("Builder", "platform_has_fast_int8"),
         ("ILogger", "INTERNAL_ERROR"),
     } <= found
 
@@ -251,7 +255,7 @@ def uses_of_tensorrt() -> Iterator[str]:
 
 
 def test_no_other_file_uses_tensorrt_but_for_its_version() -> None:
-    assert set(uses_of_tensorrt()) == {*SOURCES, "compiling.py"}
+    assert set(uses_of_tensorrt()) == {"tensorrt.py", "tensorrt_build.py", "compiling.py"}
     tree = ast.parse((FOLDER / "compiling.py").read_text(encoding="utf-8"))
     used = {
         node.attr

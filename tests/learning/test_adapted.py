@@ -156,7 +156,7 @@ def gradient(adapted: Adapted) -> List[torch.Tensor]:
         classifier.bias.zero_()
     learned = [parameter for _, parameter in adapted.blocks.learned()]
     optimizer = torch.optim.SGD([*learned, *classifier.parameters()], lr=0.1)
-    assert list(adapted._gradient(classifier, optimizer, codes, torch.tensor([0, 1] * 5)))
+    assert list(adapted._gradient(classifier, optimizer, codes, np.array([0, 1] * 5)))
     return [parameter.grad for parameter in (*learned, *classifier.parameters()) if parameter.grad is not None]
 
 
