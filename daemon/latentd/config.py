@@ -86,7 +86,7 @@ class EngineConfig:
         choices=("float", "int8"),
     )
     int8_min_cosine: float = setting(
-        0.995,
+        0.998,
         "the gate of INT8: least cosine of its class tokens (with a split its patch tokens too) with eager PyTorch on probe images",
         "",
         0.0,

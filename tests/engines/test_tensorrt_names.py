@@ -224,9 +224,21 @@ def test_every_function_that_uses_tensorrt_is_reached() -> None:
         ),
         (
             "tensorrt_build.py",
-            'if order.key.precision == "fp16" and hasattr(trt.BuilderFlag, "FP16"):',
-            'if order.key.precision == "fp16":',
+            'if order.key.precision != "fp32" and hasattr(trt.BuilderFlag, "FP16"):',
+            'if order.key.precision != "fp32":',
             "Builder.platform_has_fast_fp16 is not in ['11']",
+        ),
+        (
+            "tensorrt_build.py",
+            'if order.key.precision == "int8" and hasattr(trt.BuilderFlag, "INT8"):',
+            'if order.key.precision == "int8":',
+            "Builder.platform_has_fast_int8 is not in ['11']",
+        ),
+        (
+            "calibrating.py",
+            'if not hasattr(trt, "IInt8EntropyCalibrator2"):',
+            "if not len(images):",
+            "tensorrt.IInt8EntropyCalibrator2 is not in ['11']",
         ),
         (
             "tensorrt_build.py",

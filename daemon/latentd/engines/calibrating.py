@@ -21,8 +21,10 @@ log = logging.getLogger(__name__)
 def entropy_calibrator(trt: Any, images: NDArray[np.uint8], kept: Path) -> Any:
     """Shows images (n, S, S, 3) one by one. kept: the cache file of this graph and version; damaged ones TensorRT refuses by itself.
 
-    EngineError where there is no device memory.
+    EngineError where there is no device memory, or no such calibrator.
     """
+    if not hasattr(trt, "IInt8EntropyCalibrator2"):
+        raise EngineError(f"TensorRT {trt.__version__} has no entropy calibrator")
     from latentd.engines.device import CudaMemory
 
     memory = CudaMemory()

@@ -122,7 +122,7 @@ class _Reading:
         del made.graph.node[:], made.graph.initializer[:], made.graph.value_info[:]
         made.graph.node.extend(nodes)
         made.graph.initializer.extend(
-            onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+            onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
             for name, value in {**self.constants, **constants}.items()
             if name in used
         )
