@@ -44,7 +44,7 @@ PROFILE = {
     "learn.holdout_every": 40,
     "learn.sleep_first": 500,
     "learn.sleep_growth": 1.0,
-    "learn.sleep_epochs": 6.0,
+    "learn.sleep_epochs": 4.0,
     "learn.sleep_rate": 5e-4,
     "learn.minibatch": 16,
     "learn.microbatch": 1,
@@ -80,13 +80,18 @@ def main() -> int:
     taught = [session for session in objects50.SESSIONS if session not in (*held, *objects50.TEST_SESSIONS)]
     # An order a core: two cores that share every product wait for each other after each.
     with ProcessPoolExecutor(arguments.workers or os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        runs = list(pool.map(_run, [(settings, arguments.stream, order, taught, held) for order in arguments.orders]))
-    result = _result(arguments, settings, runs, taught, held)
+        runs: List[Dict[str, Any]] = []
+        for run in pool.map(_run, [(settings, arguments.stream, order, taught, held) for order in arguments.orders]):
+            runs.append(run)
+            _write(arguments, _result(arguments, settings, runs, taught, held))  # after each: it takes long
+    return 0
+
+
+def _write(arguments: argparse.Namespace, result: Dict[str, Any]) -> None:
     harness.save_json(Path(arguments.out), result)
     Path(arguments.out).with_suffix(".md").write_text(_table(result), encoding="utf-8")
     _plot(result, Path(arguments.out).with_suffix(".png"))
     console.print(_table(result))
-    return 0
 
 
 def _run(job: Tuple[config.Config, str, int, Sequence[int], Sequence[int]]) -> Dict[str, Any]:
@@ -278,7 +283,7 @@ def _result(
         "bytes_a_latent": runs[0]["bytes_a_latent"],
         "learn": dataclasses.asdict(settings.learn),
         "sessions": {"taught": list(taught), "asked": list(held)},
-        "orders": arguments.orders,
+        "orders": [run["order"] for run in runs],
         "mean": means,
         "std": float(np.std([run["accuracy"] for run in runs])),
         "runs": list(runs),

@@ -21,6 +21,7 @@ RANK = {
     "configtext": 0,
     "files": 0,
     "headroom": 0,
+    "trouble": 0,
     "errors": 0,
     "vision": 1,
     "engines": 2,

@@ -84,6 +84,7 @@ class EngineConfig:
         "fp16", "precision of the TensorRT plan; norms and softmax stay in fp32; fp32 follows where fp16 fails", choices=("fp16", "fp32")
     )
     tensorrt_workspace_bytes: int = setting(512 << 20, "device memory that a TensorRT kernel may use for itself", "bytes", 1 << 20, 1 << 38)
+    cuda_memory_bytes: int = setting(1 << 30, "device memory that ONNX Runtime may hold on CUDA", "bytes", 64 << 20, 1 << 38)
     build_timeout_s: float = setting(3600.0, "longest time that building a TensorRT plan may take; 0: any", "seconds", 0.0, 86400.0)
     threads: int = setting(0, "CPU threads of the frozen stage; 0: one a core", "threads", 0, 256)
     max_batch: int = setting(8, "images that one run of the frozen stage takes at most", "images", 1, 256)
@@ -129,6 +130,11 @@ class LearnConfig:
     )
     sleep_rank: int = setting(16, "rank of the change that the blocks learn for each of their matrices", "", 1, 1024)
     sleep_rate: float = setting(5e-4, "AdamW's learning rate for that change", "", 1e-7, 1.0)
+    device: str = setting(
+        "auto",
+        "where the head and the blocks learn, and the blocks answer; auto: on CUDA where torch has it",
+        choices=("auto", "cpu", "cuda"),
+    )
     sleep_threads: int = setting(0, "CPU threads while the blocks learn; 0: one a core", "threads", 0, 256)
     microbatch: int = setting(4, "latents of a mini-batch that go through the blocks at once: fewer need less memory", "latents", 1, 1024)
     minibatch: int = setting(128, "latents in one training step, new and replayed together", "latents", 8, 4096)

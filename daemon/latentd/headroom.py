@@ -1,4 +1,4 @@
-"""How much memory can still be had, and which failures mean that there was none. Any thread; a handful of small reads under /proc and /sys.
+"""How much memory can still be had. Any thread; a handful of small reads under /proc and /sys.
 
 On a Jetson the GPU takes its memory from the same place, cudaMemGetInfo leaves swap and caches out, and memory of the GPU can't be
 swapped: what the kernel calls MemAvailable is the figure to go by.
@@ -13,13 +13,6 @@ from typing import Dict, Iterator, NamedTuple, Optional
 _ROW = re.compile(r"^(\S+?):?\s+(\d+)( kB)?$", re.MULTILINE)
 _UNLIMITED = 1 << 60  # cgroup v1 writes a huge number where there is no limit
 _MACHINE = "the machine"
-
-# Beside MemoryError and torch's own class: on a Tegra torch asks NVML why memory is out, which is not there, and trips over the answer.
-_WORDS = re.compile(
-    r"out of memory|NVML_SUCCESS == r|can't allocate memory|cannot allocate memory|not enough memory|failed to allocate memory|"
-    r"bad_?alloc|_ALLOC_FAILED|NvMapMemAlloc|cudaErrorMemoryAllocation|no device memory",
-    re.IGNORECASE,
-)
 
 
 class Headroom(NamedTuple):
@@ -55,16 +48,6 @@ def meminfo(root: Path = Path("/")) -> Dict[str, int]:
 def resident_bytes(root: Path = Path("/")) -> Optional[int]:
     """What this process holds in memory now; None where the system does not tell."""
     return _rows(root / "proc/self/status").get("VmRSS")
-
-
-def is_out_of_memory(error: Optional[BaseException]) -> bool:
-    """Whether this failure, or one that caused it, says that memory was out: the computer's or the GPU's."""
-    seen = 0
-    while error is not None and seen < 8:
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _WORDS.search(str(error)):
-            return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return False
 
 
 def _groups(root: Path) -> Iterator[Path]:

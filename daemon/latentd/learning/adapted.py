@@ -3,10 +3,13 @@
 Awake, each new sample is added to the sums of the head at once, through the blocks as they are. Asleep, the blocks go over the replay
 memory (latent replay, Pellegrini et al. 2020, on a ViT), and then the sums are made again from what the changed blocks give. Sleep is taken
 in small steps and may be broken off or held up at any of them; only its end changes what answers. Owned by the learner thread.
+
+On a GPU the blocks are a copy; without memory there, micro-batches are halved, and where one latent is too much the CPU goes on.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
@@ -18,13 +21,14 @@ from torch import nn
 from torch.nn import functional
 
 from latentd.config import LearnConfig
-from latentd.headroom import is_out_of_memory
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.blocks import RankedBlocks, UpperBlocks
 from latentd.learning.evidence import Evidence
 from latentd.learning.gate import TEMPERATURES, Opinion
+from latentd.learning.place import Place
 from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import ReplayMemory
+from latentd.trouble import FAILURES, free_cached, in_halves, is_shortage
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +80,17 @@ class Adapted:
     Invariant: sums and hold-out features were made by `serving` and by nothing else.
     """
 
-    def __init__(self, base: UpperBlocks, codec: LatentCodec, settings: SleepSettings) -> None:
-        self._base = base
+    def __init__(self, base: UpperBlocks, codec: LatentCodec, settings: SleepSettings, place: Optional[Place] = None) -> None:
+        self._place = place or Place()
+        self._on_host = base
+        self._base = self._based()
         self._codec = codec
         self._settings = settings
         self.microbatch = settings.microbatch  # halved where memory does not suffice for as many
         self.sleeps = 0
         self.learned_at = 0  # samples that had been learned when the last sleep began
         self.serving: Optional[UpperBlocks] = None
-        self.blocks = RankedBlocks(base, settings.rank, settings.seed)
+        self.blocks = self._fresh()
         self._sums = RidgeSums(base.features_width)
         self._holdout: Dict[str, Features] = {}
         self.evidence = Evidence()
@@ -130,7 +136,7 @@ class Adapted:
         """Undoes all that was learned: some of it came from a sample that must not have been seen. The next sleep learns the rest again."""
         self._life += 1
         self.serving, self.learned_at = None, 0
-        self.blocks = RankedBlocks(self._base, self._settings.rank, self._settings.seed)
+        self.blocks = self._fresh()
         self._sums, self._holdout = RidgeSums(self._base.features_width), {}
         self.evidence, self._rivals = Evidence(), None
 
@@ -144,13 +150,19 @@ class Adapted:
 
     def sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
         """One sleep; yields between its steps. The memory and the hold-out may change meanwhile."""
-        life = self._life
+        try:
+            yield from self._sleep(memory, held, learned)
+        finally:
+            self._place.queue.free()
+
+    def _sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
+        life, self.microbatch = self._life, self._settings.microbatch
         rng = np.random.Generator(np.random.PCG64([self._settings.seed, self.sleeps, learned]))
         for step in self._train(memory, rng):
             yield step
             if life != self._life:
                 return
-        serving, sums = self.blocks.frozen(), RidgeSums(self._base.features_width)
+        serving, sums = self._frozen(), RidgeSums(self._base.features_width)
         holdout: Dict[str, Features] = {}
         for step in self._refit(serving, sums, holdout, memory, held):
             yield step
@@ -168,49 +180,60 @@ class Adapted:
         class_ids = sorted(memory.counts())
         column = {class_id: index for index, class_id in enumerate(class_ids)}
         classifier = nn.Linear(self._base.features_width, len(class_ids))
-        with torch.no_grad():
+        with torch.no_grad(), self._place.queue.work():
             classifier.weight.zero_()
             classifier.bias.zero_()
+            classifier.to(self._place.queue.device)
         learned = [parameter for _, parameter in self.blocks.learned()]
         rate = self._settings.learning_rate
         groups: List[Dict[str, Any]] = [{"params": learned}, {"params": list(classifier.parameters()), "lr": _CLASSIFIER_RATE * rate}]
         optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01)
+        optimizer.zero_grad(set_to_none=True)  # what a sleep that was broken off has left
         steps = self.steps(memory)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
         for step in range(steps):
             codes, drawn = memory.draw(self._settings.minibatch, rng)
             known = np.isin(drawn, class_ids)  # a class that came in this sleep waits for the next
-            codes, target = codes[known], torch.tensor([column[int(class_id)] for class_id in drawn[known]])
-            for _ in self._gradient(classifier, optimizer, codes, target):
+            codes, target = codes[known], np.array([column[int(class_id)] for class_id in drawn[known]], np.int64)
+            start = 0
+            while start < len(codes):
                 yield step
-            optimizer.step()
+                end = start + self.microbatch
+                if self._fits(classifier, codes[start:end], target[start:end], len(codes)):
+                    start = end
+                else:  # half a gradient may have been added: the mini-batch begins again, in smaller pieces
+                    optimizer.zero_grad(set_to_none=True)
+                    start = 0
+            with self._place.queue.work():
+                optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def _gradient(
-        self, classifier: nn.Linear, optimizer: torch.optim.Optimizer, codes: NDArray[np.uint8], target: torch.Tensor
-    ) -> Iterator[int]:
-        """The gradient of one mini-batch; yields before each micro-batch. Where memory is out it begins again with half as many."""
-        start = 0
-        while start < len(codes):
-            yield start
-            try:
-                self._accumulate(classifier, codes[start : start + self.microbatch], target[start:], len(codes))
-                start += self.microbatch
-            except (RuntimeError, MemoryError) as cause:
-                if self.microbatch == 1 or not is_out_of_memory(cause):
-                    raise
-                self.microbatch //= 2
+    def _fits(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: NDArray[np.int64], of: int) -> bool:
+        """Adds the gradient of one micro-batch. False where memory does not suffice for it: the next one is smaller, or on the CPU."""
+        try:
+            self._accumulate(classifier, codes, target, of)
+            return True
+        except FAILURES as error:
+            if len(codes) == 1 and self._place.leaves(error):
+                self._go_on_host()  # which voids this sleep
+            elif len(codes) == 1 or not is_shortage(error):
+                raise
+            else:
+                self.microbatch = len(codes) // 2
                 logger.warning("memory was out in a training step; from now on it takes %d latents at a time", self.microbatch)
-                start = 0  # some parameters have a share of the gradient, others do not
-                optimizer.zero_grad(set_to_none=True)
+        free_cached()  # here, not above: an exception that is being handled keeps every activation of the failed step
+        return False
 
-    def _accumulate(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: torch.Tensor, of: int) -> None:
+    def _accumulate(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: NDArray[np.int64], of: int) -> None:
         """The gradient of one micro-batch, as its share of a mini-batch of `of` latents."""
-        tokens = torch.from_numpy(self._codec.decode_tokens(codes))  # (b, N, D)
-        scores = classifier(self.blocks(tokens))  # (b, C)
-        loss = functional.cross_entropy(scores, target[: len(codes)], label_smoothing=self._settings.label_smoothing, reduction="sum")
-        (loss / of).backward()  # type: ignore[no-untyped-call]
+        queue = self._place.queue
+        latents = self._codec.decode_tokens(codes)
+        with queue.work():
+            tokens, classes = queue.upload(latents), queue.upload(target)  # (b, N, D), (b,)
+            scores = classifier(self.blocks(tokens))  # (b, C)
+            loss = functional.cross_entropy(scores, classes, label_smoothing=self._settings.label_smoothing, reduction="sum")
+            (loss / of).backward()  # type: ignore[no-untyped-call]
 
     def _refit(self, blocks: UpperBlocks, sums: RidgeSums, holdout: Dict[str, Features], memory: ReplayMemory, held: Held) -> Iterator[int]:
         """Fills sums and hold-out features through these blocks; what comes while it runs has a later id, and is walked over as well."""
@@ -234,15 +257,57 @@ class Adapted:
         at_once = self.microbatch
         return np.concatenate([self._through(blocks, packed[start : start + at_once]) for start in range(0, len(codes), at_once)])
 
+    # --- where ---------------------------------------------------------------------------------------------------------
+
     def _through(self, blocks: UpperBlocks, codes: NDArray[np.uint8]) -> Features:
-        """Codes (B, code_bytes) -> features (B, F); where memory is out, one half after the other."""
+        """What these blocks give; fewer at once, and in the end on the CPU, where the device has no memory for it."""
+        tokens, queue = self._codec.decode_tokens(codes), self._place.queue
+        if next(blocks.parameters()).device.type != queue.device.type:  # the place has changed since the caller got them
+            return self._hosted(blocks).features(tokens)
         try:
-            return blocks.features(self._codec.decode_tokens(codes))
-        except (RuntimeError, MemoryError) as cause:
-            if len(codes) == 1 or not is_out_of_memory(cause):
+            parts = in_halves(lambda rows: blocks.features(rows, queue), tokens)
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        except FAILURES as error:
+            if not self._place.leaves(error):
                 raise
-        half = len(codes) // 2
-        return np.concatenate([self._through(blocks, codes[:half]), self._through(blocks, codes[half:])])
+        self._go_on_host()
+        return self._hosted(blocks).features(tokens)
+
+    def _based(self) -> UpperBlocks:
+        """The pretrained blocks on the device that learns."""
+        queue = self._place.queue
+        if not queue.is_cuda:
+            return self._on_host
+        try:
+            with queue.work():
+                return copy.deepcopy(self._on_host).to(queue.device)
+        except FAILURES as error:
+            if not self._place.leaves(error):
+                raise
+        return self._on_host
+
+    def _fresh(self) -> RankedBlocks:
+        with self._place.queue.work():
+            return RankedBlocks(self._base, self._settings.rank, self._settings.seed)
+
+    def _frozen(self) -> UpperBlocks:
+        """A copy for answering, complete: other threads read it from streams of their own."""
+        with self._place.queue.work():
+            return self.blocks.frozen()
+
+    def _go_on_host(self) -> None:
+        """The same blocks on the CPU, after the place has changed. A sleep that runs now is void; what answers elsewhere stays whole."""
+        self._life += 1
+        self._base = self._on_host
+        self.blocks = self._hosted(self.blocks)
+        if self.serving is not None:
+            self.serving = self._hosted(self.serving).frozen()
+
+    def _hosted(self, blocks: UpperBlocks) -> RankedBlocks:
+        assert isinstance(blocks, RankedBlocks), "only blocks that learn are anywhere else"
+        twin = RankedBlocks(self._on_host, self._settings.rank, self._settings.seed)
+        twin.restore(blocks.state())
+        return twin
 
     def sums_bytes(self) -> int:
         return self._sums.gram.nbytes + self._sums.sums.nbytes
@@ -275,8 +340,9 @@ class Adapted:
         if not facts["serves"]:
             return
         own = {name[len("adapted.") :]: value for name, value in arrays.items() if name.startswith("adapted.")}
-        self.blocks.restore(own)
-        self.serving = self.blocks.frozen()
+        with self._place.queue.work():
+            self.blocks.restore(own)
+        self.serving = self._frozen()
         self._sums.restore(own)
         self.evidence.restore(own)
         if held:

@@ -6,13 +6,14 @@ through the final norm. Owned by the learner thread; `RankedBlocks.frozen` gives
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Tuple, cast
+from typing import Any, Dict, Iterator, List, Optional, Tuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from latentd.engines.torch_queue import TorchQueue
 from latentd.vision.checkpoints import Backbone, read_weights
 from latentd.vision.shape import VitShape
 from latentd.vision.vit import Block
@@ -74,11 +75,11 @@ class UpperBlocks(nn.Module):
         class_tokens = self.norm(torch.cat(seen, dim=1))  # (B, K, D)
         return torch.cat([class_tokens.flatten(1), self.norm(tokens[:, self.lead :]).mean(dim=1)], dim=1)  # (B, F)
 
-    def features(self, tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, N, D) -> (B, F), without gradients; any thread."""
-        with torch.inference_mode():
-            found: NDArray[np.float32] = self(torch.from_numpy(tokens)).numpy()
-        return found
+    def features(self, tokens: NDArray[np.float32], queue: Optional[TorchQueue] = None) -> NDArray[np.float32]:
+        """(B, N, D) -> (B, F), without gradients; any thread. queue: the caller's, on the device that the blocks are on; None: the CPU."""
+        queue = queue or TorchQueue()
+        with torch.inference_mode(), queue.work():
+            return queue.download(self(queue.upload(tokens)))
 
     @staticmethod
     def load(backbone: Backbone, split: int) -> UpperBlocks:
@@ -100,9 +101,10 @@ class _Ranked(nn.Module):
     def __init__(self, linear: HalfLinear, rank: int, generator: torch.Generator) -> None:
         super().__init__()
         self.linear = linear
+        device = linear.weight.device
         inward = torch.randn(linear.in_features, rank, generator=generator) / linear.in_features**0.5
-        self.inward = nn.Parameter(inward)
-        self.outward = nn.Parameter(torch.zeros(rank, linear.out_features))
+        self.inward = nn.Parameter(inward.to(device))  # from the CPU's generator: the same wherever it learns
+        self.outward = nn.Parameter(torch.zeros(rank, linear.out_features, device=device))
 
     def forward(self, tokens: Tensor) -> Tensor:
         out: Tensor = self.linear(tokens) + (tokens @ self.inward) @ self.outward
@@ -138,7 +140,7 @@ class RankedBlocks(UpperBlocks):
 
     def state(self) -> Dict[str, NDArray[np.float32]]:
         """The arrays of a checkpoint: what is learned, copied; the base is in the backbone's file."""
-        return {name: parameter.detach().numpy().copy() for name, parameter in self.learned()}
+        return {name: parameter.detach().cpu().numpy().copy() for name, parameter in self.learned()}
 
     def restore(self, arrays: Dict[str, NDArray[np.float32]]) -> None:
         with torch.no_grad():
@@ -191,6 +193,6 @@ def _twin(block: Block) -> Block:
 
 def _own(norm: nn.Module) -> nn.LayerNorm:
     assert isinstance(norm, nn.LayerNorm), "the blocks have no other norms"
-    copy = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+    copy = nn.LayerNorm(norm.normalized_shape, eps=norm.eps).to(norm.weight.device)
     copy.load_state_dict(norm.state_dict())
     return copy.requires_grad_(True)

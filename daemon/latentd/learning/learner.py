@@ -18,22 +18,23 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Protocol, Sequence
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence
 
 import torch
 
 from latentd.errors import ConfigError, JournalError, LatentdError, LearnerError, Overloaded
-from latentd.headroom import is_out_of_memory
 from latentd.learning.accuracy import EMPTY, AccuracyReport
 from latentd.learning.keeper import VersionKeeper
 from latentd.learning.pacing import FORGETS, Arrivals, Pace, Urgency
+from latentd.learning.place import Place
 from latentd.learning.restraint import LEARN, SLEEP, Reason, unrestrained
 from latentd.learning.snapshot import Snapshot, empty
-from latentd.learning.status import LearnerStatus, MemoryStatus, gate_facts, memory_status
+from latentd.learning.status import LearnerObserver, LearnerStatus, MemoryStatus, gate_facts, memory_status
 from latentd.learning.trainer import Trainer
 from latentd.learning.waiters import Waiters
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
+from latentd.trouble import is_shortage
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +50,6 @@ _PAGE = 256
 
 class _Stopping(Exception):
     """stop was called, and what is in hand takes too long."""
-
-
-class LearnerObserver(Protocol):
-    """What the metrics hear of the learner; called on its thread."""
-
-    def step(self, seconds: float) -> None: ...
-    def published(self, cause: str) -> None: ...
-    def rejected(self, reason: str) -> None: ...
-    def evicted(self, count: int) -> None: ...
-    def waited(self, cause: str, seconds: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -117,6 +108,7 @@ class Learner:
         self._unread: Optional[str] = None
         self._keeper = VersionKeeper(journal, settings.versions_dir, settings.checkpoint_s, settings.keep_versions)
         self._made: Optional[Snapshot] = None  # the last that the trainer in hand made, served or not
+        self._place = Place()
         self._restored: Future[None] = Future()
         self._pace = Pace(busy, restraint, self._stop, observer.waited)
         self._urgency = Urgency(journal)
@@ -172,6 +164,8 @@ class Learner:
             self._rejected,
             self._gate,
             self._pace.waited_s,
+            self._place.name,
+            self._place.reason,
         )
 
     def _on_append(self) -> None:
@@ -186,6 +180,7 @@ class Learner:
         with suppress(OSError):  # a sandbox may forbid it
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread alone
         while not self._stop.is_set():
+            starved: Optional[str] = None
             try:
                 self._study()
             except _Stopping:
@@ -194,12 +189,13 @@ class Learner:
                 self._end("failed", cause)
                 return
             except Exception as cause:  # the border of the learner: whatever it is, serving goes on and the log is still there
-                if is_out_of_memory(cause):
-                    self._starve(cause)
-                    continue
-                logger.exception("the learner died; it starts again from the last checkpoint and the journal")
-                if self._died():
-                    return
+                starved = str(cause) if is_shortage(cause) else None
+                if starved is None:
+                    logger.exception("the learner died; it starts again from the last checkpoint and the journal")
+                    if self._died():
+                        return
+            if starved is not None:  # out here, where no exception keeps what the failed step held
+                self._starve(starved)
         self._end("stopped", LearnerError("latentd is stopping"))
 
     def _study(self) -> None:
@@ -222,6 +218,7 @@ class Learner:
     def _restore(self) -> Trainer:
         """The newest whole checkpoint, with memory and hold-out filled from the log; what the log holds beyond it is learned next."""
         trainer = self._make_trainer()
+        self._place = trainer.place
         self._keeper = VersionKeeper(self._journal, self._settings.versions_dir, self._settings.checkpoint_s, self._settings.keep_versions)
         self._keeper.restore(trainer, self._log_until)
         self._made = None
@@ -370,7 +367,7 @@ class Learner:
         self._last_step_s = seconds
         self._observer.step(seconds)
 
-    def _starve(self, cause: Exception) -> None:
+    def _starve(self, cause: str) -> None:
         """Gives back what the trainer held and waits a while: a death would bring it down for good after the third."""
         logger.warning("the learner ran out of memory, next try in %.0f s: %s", STARVED_S, cause)
         self._state, self._unread = "waiting", "memory was out in the middle of a step; what was taught waits in the journal"

@@ -17,6 +17,7 @@ from latentd.learning.adapted import Adapted
 from latentd.learning.adaptive import AdaptiveHead, TrainedHead
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.gate import MAX_NEGATIVE_FLIPS, MIN_HOLDOUT, TEMPERATURES, Opinion, Verdict, answers_of, decide, judge
+from latentd.learning.place import Place
 from latentd.learning.snapshot import AdaptedHead, Snapshot
 from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import ReplayMemory
@@ -43,10 +44,14 @@ class TrainerSettings:
 class Trainer:
     """The learner's state, changed by `take` and `sleep` alone.
 
-    adapted: the blocks above the split, where tokens are stored for them; they take the place of the trained head.
+    adapted: the blocks above the split, where tokens are stored for them; they take the place of the trained head. place: where either
+    computes.
     """
 
-    def __init__(self, codec: LatentCodec, width: int, settings: TrainerSettings, adapted: Optional[Adapted] = None) -> None:
+    def __init__(
+        self, codec: LatentCodec, width: int, settings: TrainerSettings, adapted: Optional[Adapted] = None, place: Optional[Place] = None
+    ) -> None:
+        self.place = place or Place()
         self._codec = codec
         self._width = width
         self._settings = settings
@@ -230,7 +235,7 @@ class Trainer:
 
     def _new_head(self, mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> AdaptiveHead:
         rate, smoothing = self._settings.learning_rate, self._settings.label_smoothing
-        return AdaptiveHead(mean, deviation, learning_rate=rate, label_smoothing=smoothing, seed=self._settings.seed)
+        return AdaptiveHead(mean, deviation, learning_rate=rate, label_smoothing=smoothing, seed=self._settings.seed, place=self.place)
 
     # --- answering ----------------------------------------------------------------------------------------------------
 

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Callable, Deque, Dict, List, NamedTuple, Optio
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.errors import EngineError, LatentdError, LatentNotFinite, NotReady, Overloaded
-from latentd.headroom import is_out_of_memory
+from latentd.errors import EngineError, LatentdError, LatentNotFinite, NotReady, OutOfMemory, Overloaded
+from latentd.trouble import Trouble, trouble_of
 
 if TYPE_CHECKING:
     from latentd.energy.ledger import Activity, EnergyLedger
     from latentd.engines.stage import Encoded, FrozenStage
 
 STARVED_S = 1.0  # a learn image that waited longer goes first, so that steady classify traffic can't stop learning
-FAILURES_TO_DIE = 3  # runs of the stage that fail one after the other: its device context is beyond help
+FAILURES_TO_DIE = 3  # runs of the stage that fail one after the other: its device context is beyond help, though it does not say so
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Batcher:
         self.last_success_at: Optional[float] = None  # on `clock`: when an image last came out of the stage in finite numbers
         self._ledger = ledger
         self._observer = observer
-        self.max_batch = max_batch  # halved where memory does not suffice for as many
+        self.max_batch = max_batch
         self._on_death = on_death
         self._clock = clock
         self._changed = threading.Condition()
@@ -286,21 +286,7 @@ class Batcher:
     def _encode(self, batch: Batch) -> Encoded:
         pixels = np.stack([ticket.pixels for ticket in batch.tickets if ticket.pixels is not None])  # (B, S, S, 3)
         with self._activity(batch.tickets):
-            return self._encode_in_parts(pixels, any(ticket.tokens for ticket in batch.tickets), batch.shared)
-
-    def _encode_in_parts(self, pixels: NDArray[np.uint8], tokens: bool, shared: bool) -> Encoded:
-        """Pixels (B, S, S, 3) in one run; where memory is out, in halves, and later batches are no larger than those."""
-        try:
-            return self.stage.encode(pixels, tokens=tokens, shared=shared)
-        except (EngineError, MemoryError) as error:
-            if len(pixels) == 1 or not is_out_of_memory(error):
-                raise
-        half = (len(pixels) + 1) // 2
-        self.max_batch = min(self.max_batch, half)
-        log.warning("memory was out for %d images at once; from now on a run takes %d", len(pixels), self.max_batch)
-        first, second = (self._encode_in_parts(part, tokens, shared) for part in (pixels[:half], pixels[half:]))
-        both = None if first.tokens is None or second.tokens is None else np.concatenate([first.tokens, second.tokens])
-        return first._replace(features=np.concatenate([first.features, second.features]), tokens=both)
+            return self.stage.encode(pixels, tokens=any(ticket.tokens for ticket in batch.tickets), shared=batch.shared)
 
     def _activity(self, batch: Sequence[Ticket]) -> Activity:
         """The mark in the energy ledger. Taught samples are counted by the learner, once they are learned."""
@@ -324,13 +310,18 @@ class Batcher:
             ticket.future.set_result(EncodedImage(encoded.features[row], tokens, queue_s, ticket.decode_s, frozen_s))
 
     def _fail(self, batch: Sequence[Ticket], error: Exception) -> None:
+        """Fails these images. A device without memory is waited for; one whose context is lost needs a new process at once."""
+        trouble = trouble_of(error)
         with self._changed:
-            self._failures += 1
+            self._failures += trouble is not Trouble.MEMORY
             failures = self._failures
         log.error("a run of the frozen stage failed (%d in a row)", failures, exc_info=error)
+        kind = OutOfMemory if trouble is Trouble.MEMORY else EngineError
         for ticket in batch:
-            ticket.future.set_exception(EngineError(f"The frozen stage failed: {error}"))
-        if failures >= FAILURES_TO_DIE:
+            ticket.future.set_exception(kind(f"The frozen stage failed: {error}"))
+        if trouble is Trouble.CONTEXT:
+            raise EngineError("The frozen stage lost its device, and no run succeeds before latentd starts again.") from error
+        if failures >= FAILURES_TO_DIE and trouble is not Trouble.MEMORY:
             raise EngineError(f"The frozen stage failed {failures} times in a row.") from error
 
     def _refuse(self, why: LatentdError) -> bool:

@@ -19,6 +19,7 @@ from latentd.energy import battery
 from latentd.energy.ledger import EnergyLedger
 from latentd.energy.meter_thread import MeterThread
 from latentd.engines.choose import Choice, choose
+from latentd.engines.enduring import enduring
 from latentd.engines.onnx import usable_cores
 from latentd.engines.stage import StageSpec, stage_spec
 from latentd.engines.upgrade import Upgrade
@@ -26,6 +27,7 @@ from latentd.errors import ConfigError, LatentdError
 from latentd.learning.adapted import Adapted, SleepSettings
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.learner import Learner, LearnerSettings
+from latentd.learning.place import Place
 from latentd.learning.restraint import Limits, Restraint, Senses
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.catalogue import JournalLimits
@@ -58,7 +60,8 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     metrics = Metrics()
     backbone = checkpoints.find(config.cache_dir, config.backbone.name)
     spec = stage_spec(config, backbone)
-    choice_of = functools.lru_cache(maxsize=1)(lambda: choose(config, backbone))  # before its turn only where latents are measured
+    # Before its turn only where latents are measured.
+    choice_of = functools.lru_cache(maxsize=1)(lambda: enduring(choose(config, backbone), config, backbone))
     codec = latent_codec(config, spec, backbone, lambda: choice_of().stage)
     journal = _journal(config, spec, codec, metrics, until_stop)
     ledger, meters = _energy(config, journal, until_stop)
@@ -200,9 +203,14 @@ def _learner(
         learn.replay_bytes,
         learn.sleep_threads or usable_cores(),
     )
+
+    def make_trainer() -> Trainer:
+        place = Place.of(learn.device)
+        return Trainer(codec, spec.features_width, training, adapted(place), place)
+
     learner = Learner(
         journal,
-        lambda: Trainer(codec, spec.features_width, training, adapted()),
+        make_trainer,
         settings,
         observer=metrics,
         busy=batcher.busy,
@@ -215,12 +223,12 @@ def _learner(
     return learner
 
 
-def _adapted(config: Config, backbone: checkpoints.Backbone, spec: StageSpec, codec: LatentCodec) -> Callable[[], Optional[Adapted]]:
+def _adapted(config: Config, backbone: checkpoints.Backbone, spec: StageSpec, codec: LatentCodec) -> Callable[[Place], Optional[Adapted]]:
     """Makes the blocks that learn, untrained, where tokens are stored for them; the pretrained blocks are read once."""
     if codec.tokens is None or config.learn.sleep_epochs <= 0:
-        return lambda: None
+        return lambda place: None
     base, settings = UpperBlocks.load(backbone, spec.split), SleepSettings.of(config.learn)
-    return lambda: Adapted(base, codec, settings)
+    return lambda place: Adapted(base, codec, settings, place)
 
 
 def _catch_up(journal: Journal, learner: Learner) -> None:

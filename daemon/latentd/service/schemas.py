@@ -174,6 +174,15 @@ class EngineAttempt(Shape):
     progress: Optional[float] = Field(description="of the build, 0 to 1; null where it is not known")
 
 
+class EngineShortage(Shape):
+    """What memory did not suffice for since the start."""
+
+    count: int = Field(description="runs that the device had no memory for; their images went again, fewer at once")
+    largest_batch: Optional[int] = Field(description="images that one run takes since; null: as many as configured")
+    reason: Optional[str] = Field(description="what the engine said last")
+    moved_from: Optional[str] = Field(description="the engine that had no memory for one image; the CPU serves in its place")
+
+
 class Engine(Shape):
     name: str
     backbone: BackboneRef
@@ -183,6 +192,7 @@ class Engine(Shape):
     width: int
     tokens: int
     attempts: List[EngineAttempt] = Field(description="every engine of the configured order, and why it serves or not")
+    shortage: EngineShortage
 
 
 class Learner(Shape):
@@ -198,6 +208,8 @@ class Learner(Shape):
     last_publish_rejected: Optional[str]
     gate: Dict[str, Any]
     waited_s: Dict[str, float] = Field(description="seconds that it waited for power, temperature, throttling, memory or building")
+    device: str = Field(description="where it computes: cpu or cuda")
+    device_reason: Optional[str] = Field(description="why not where it was wanted")
 
 
 class MemoryPart(Shape):

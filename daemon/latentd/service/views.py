@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Dict, Optional
 
 from latentd import headroom
 from latentd.energy import battery
+from latentd.engines.enduring import EnduringStage, Shortage
 from latentd.learning.trainer import NEW_SHARE
 from latentd.service.answers import rfc3339
 
 RATE_S = 1800.0  # the time whose mean power and samples are "this rate"
 
 if TYPE_CHECKING:
-    from latentd.engines.choose import Choice
+    from latentd.engines.choose import Attempt, Choice
     from latentd.learning.accuracy import AccuracyReport, Score
     from latentd.replay.records import ClassRecord, SampleRecord
     from latentd.service.parts import Parts
@@ -64,6 +65,7 @@ def class_entry(record: ClassRecord, report: Optional[AccuracyReport] = None) ->
 def engine(choice: Choice) -> Dict[str, Any]:
     """Which engine serves, what it computes, and why not the better ones."""
     spec = choice.stage.spec
+    shortage = _shortage(choice)
     return {
         "name": choice.stage.name,
         "backbone": {"name": spec.backbone_name, "sha256": spec.backbone_sha256},
@@ -72,8 +74,24 @@ def engine(choice: Choice) -> Dict[str, Any]:
         "class_tokens": spec.class_tokens,
         "width": spec.width,
         "tokens": spec.tokens,
-        "attempts": [dataclasses.asdict(attempt) for attempt in choice.attempts],
+        "attempts": [dataclasses.asdict(_as_of_now(attempt, choice.stage.name, shortage)) for attempt in choice.attempts],
+        "shortage": dataclasses.asdict(shortage),
     }
+
+
+def _shortage(choice: Choice) -> Shortage:
+    return choice.stage.shortage if isinstance(choice.stage, EnduringStage) else Shortage()
+
+
+def _as_of_now(attempt: Attempt, serving: str, shortage: Shortage) -> Attempt:
+    """What became of an engine, after the CPU took over from one without memory."""
+    if shortage.moved_from is None:
+        return attempt
+    if attempt.state == "serving":
+        return dataclasses.replace(attempt, state="replaced", reason=f"no memory for one image; {serving} serves since")
+    if attempt.engine == serving:
+        return dataclasses.replace(attempt, state="serving", reason=f"took over from {shortage.moved_from}")
+    return attempt
 
 
 def learner(parts: Parts) -> Dict[str, Any]:
@@ -138,5 +156,5 @@ def _plan(parts: Parts, used: Dict[str, int]) -> Dict[str, Any]:
         "total_bytes": left.total_bytes,
         "bounded_by": left.bounded_by,
         "fits": fits,
-        "images_a_run": parts.batcher.max_batch,
+        "images_a_run": min(parts.batcher.max_batch, _shortage(parts.choice).largest_batch or parts.batcher.max_batch),
     }
