@@ -34,8 +34,8 @@ CUDA_BYTES = 1200 * MIB  # context, cuBLAS and cuDNN: 584 MiB of device memory a
 SAMPLE_BYTES = 200  # of a stored sample in the index of duplicates: sketch, number, place
 PIXEL_BYTES = 4  # of an image while it is decoded: RGBA at worst
 # What a training step took beyond what it keeps for its way back: gradients under way, and what the allocator does not give back. Growth of
-# the resident set at split 9 of the default backbone, with PyTorch 2.13: 203 MiB for micro-batches of 4 and 368 for 8, where this plan
-# says 211 and 375.
+# the resident set at split 9 of the default backbone, with PyTorch 2.13: 184 MiB for micro-batches of 4 and 358 for 8, where this plan
+# says 190 and 375.
 STEP_OVERHEAD = 1.5
 
 
