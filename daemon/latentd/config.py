@@ -123,13 +123,13 @@ class LearnConfig:
     )
     sleep_first: int = setting(128, "split below the depth: the blocks learn first after this many samples", "samples", 2, 1 << 20)
     sleep_growth: float = setting(
-        0.5, "and again whenever what was learned has grown by this share; larger: less time and energy, later answers", "", 0.01, 100.0
+        1.0, "and again whenever what was learned has grown by this share; larger: less time and energy, later answers", "", 0.01, 100.0
     )
     sleep_epochs: float = setting(
         3.0, "how often the blocks go over the replay memory each time; 0: they never learn", "epochs", 0.0, 100.0
     )
     sleep_rank: int = setting(16, "rank of the change that the blocks learn for each of their matrices", "", 1, 1024)
-    sleep_rate: float = setting(1e-3, "AdamW's learning rate for that change", "", 1e-7, 1.0)
+    sleep_rate: float = setting(5e-4, "AdamW's learning rate for that change", "", 1e-7, 1.0)
     device: str = setting(
         "auto",
         "where the head and the blocks learn, and the blocks answer; auto: on CUDA where torch has it",

@@ -4,7 +4,7 @@ import logging
 import shutil
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, List, Optional
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Union
 
 import pytest
 
@@ -226,7 +226,7 @@ def test_throttling_and_a_new_power_mode_are_logged_when_they_change(plant: Plan
 
 def test_a_sensor_that_vanishes_and_returns_under_another_number_costs_a_gap_and_nothing_else(plant: Plant, clock: Clock) -> None:
     chip = "sys/bus/i2c/drivers/ina3221/7-0040/hwmon"
-    rail = {"in1_label": "VDD_IN", "in1_input": 5000, "curr1_input": 1000}
+    rail: Dict[str, Union[str, int]] = {"in1_label": "VDD_IN", "in1_input": 5000, "curr1_input": 1000}
     root = plant({f"{chip}/hwmon4/{name}": value for name, value in rail.items()})
     ledger = EnergyLedger(clock=clock)
     thread = MeterThread.from_config(EnergyConfig(meters=("ina3221",)), ledger, root=root, clock=clock)
