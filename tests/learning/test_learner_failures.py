@@ -192,7 +192,6 @@ def test_while_it_waits_for_memory_nothing_keeps_what_the_failed_step_held(
         def take(self, batch: Sequence[Entry]) -> Iterator[int]:
             held.append(weakref.ref(self))
             raise MemoryError
-            yield
 
     monkeypatch.setattr(learner_module, "STARVED_S", WAIT_S)
     with running_learner(journal, tmp_path, make=made(Held)) as learner:

@@ -285,7 +285,7 @@ def test_no_tensor_of_the_head_is_left_on_the_cpu(fake_cuda: FakeCuda) -> None:
 
 def snapshot(blocks: UpperBlocks, base: UpperBlocks) -> Snapshot:
     floor = LinearHead((0, 1), np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
-    own = LinearHead((0, 1), np.ones((base.features_width, 2), np.float32) * [0, 1], np.zeros(2, np.float32))
+    own = LinearHead((0, 1), np.ones((base.features_width, 2), np.float32) * np.array([0, 1], np.float32), np.zeros(2, np.float32))
     return Snapshot(1, (0, 1), ("cat", "dog"), floor, None, 0.5, 1.0, None, 0.0, adapted=AdaptedHead(blocks, own, 1.0))
 
 
