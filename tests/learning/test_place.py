@@ -68,14 +68,11 @@ def asleep(adapted: Adapted) -> Adapted:
     return adapted
 
 
-def assert_same(one: Adapted, other: Adapted, exactly: bool = True) -> None:
+def assert_same(one: Adapted, other: Adapted) -> None:
     first, second = one.state()[0], other.state()[0]
     assert first.keys() == second.keys() and first
     for name in first:
-        if exactly:
-            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-        else:
-            np.testing.assert_allclose(first[name], second[name], rtol=1e-3, atol=1e-3, err_msg=name)
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 # --- the blocks ---
@@ -160,7 +157,8 @@ def test_micro_batches_that_are_too_large_are_halved_and_nothing_else_changes(
     adapted = asleep(Adapted(base, CODEC, BRIEF, on_gpu))
     assert (on_gpu.name, on_gpu.reason, adapted.sleeps) == ("cuda", None, 1)
     assert max(tried) == SETTINGS.microbatch
-    assert_same(adapted, plain, exactly=False)
+    for name, array in plain.blocks.state().items():
+        assert np.abs(array - adapted.blocks.state()[name]).mean() < 1e-4, name  # AdamW makes steps of what rounding leaves of nothing
 
 
 def test_where_one_latent_is_too_much_the_cpu_goes_on_and_says_why(base: UpperBlocks, on_gpu: Place, room_for: Limit) -> None:

@@ -205,14 +205,14 @@ class Adapted:
     def _gradient(
         self, classifier: nn.Linear, optimizer: torch.optim.Optimizer, codes: NDArray[np.uint8], target: NDArray[np.int64]
     ) -> Iterator[int]:
-        """The gradient of one mini-batch; yields before each micro-batch."""
+        """The gradient of one mini-batch; yields before each micro-batch. Where memory is out it begins again with half as many."""
         start = 0
         while start < len(codes):
             yield start
             end = start + self.microbatch
             if self._fits(classifier, codes[start:end], target[start:end], len(codes)):
                 start = end
-            else:  # half a gradient may have been added: the mini-batch begins again, in smaller pieces
+            else:  # some parameters have a share of the gradient, others do not
                 optimizer.zero_grad(set_to_none=True)
                 start = 0
 
