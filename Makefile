@@ -63,7 +63,9 @@ clean: ## remove the environment, results and caches; never the state or the wei
 	rm -rf $(VENV) $(OUT) build daemon/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find daemon benchmarks tests deploy -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: backbone
+.PHONY: environment backbone
+environment: $(STAMP)
+
 backbone: $(STAMP)
 	@$(RUN) -m latentd backbone pull
 

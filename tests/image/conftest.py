@@ -21,6 +21,8 @@ ENVIRON = {
     "LATENTD_BACKBONE__IMAGE_SIZE": str(tiny.SIZE),
     "LATENTD_BACKBONE__CLASS_TOKENS": "2",
     "LATENTD_ENGINE__THREADS": "1",
+    "LATENTD_LEARN__HOLDOUT_EVERY": "0",
+    "LATENTD_LEARN__DUPLICATE_COSINE": "2",
 }
 
 
@@ -55,7 +57,7 @@ def volumes(tmp_path: Path) -> Dict[Path, str]:
     state.mkdir()
     for motif in ("discs", "stripes"):
         (photos / motif).mkdir(parents=True)
-        for seed in range(14):
+        for seed in range(4):
             (photos / motif / f"{seed}.jpg").write_bytes(support.photo(seed, motif))
     for folder in (state, tmp_path / "cache"):
         for path in (folder, *folder.rglob("*")):

