@@ -3,7 +3,7 @@
 # Fails if a compiler is left, or if a library of CUDA, cuDNN or TensorRT went with them.
 set -eu
 tools='cc c89 c99 gcc g++ c++ cpp clang gfortran nvcc as ld make cmake'
-libraries() { ldconfig -p | awk '{ print $1 }' | grep -E '^lib(cu|nv)[a-z_]*\.so\.[0-9]' | sort -u || true; }
+libraries() { ldconfig -p | awk '{ print $1 }' | grep -E '^lib(cu|nv)[A-Za-z0-9_]*\.so\.[0-9]' | sort -u || true; }
 
 libraries >/tmp/before
 dpkg-query -W -f '${Package}\n' | grep -E -e '-dev$' -e '-dev-[0-9-]+$' \
