@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
@@ -183,6 +184,9 @@ class Running:
 
     def close(self) -> None:
         if self._nspawn.poll() is None:
+            for pid in _descendants(self._nspawn.pid):  # they would outlive it: changing the user clears the signal at a parent's death
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._nspawn.kill()
             self._nspawn.wait()
         self._log.close()
