@@ -11,7 +11,7 @@ STAMP := $(VENV)/.made-for-$(VERSION)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-browser test-systemd test-image check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune clean
+.PHONY: help demo run test test-browser test-device test-systemd test-image check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ test: $(STAMP) backbone ## run the tests
 
 test-browser: $(STAMP) backbone ## run the tests of the page in chromium
 	@$(RUN) -m pytest -m browser $(ARGS)
+
+test-device: $(STAMP) ## run the tests that need a GPU; without one each says why it was skipped
+	@$(RUN) -m pytest -m device $(ARGS)
 
 test-systemd: $(STAMP) ## run the tests of the service under a real systemd, in a container; as root
 	@$(RUN) -m pytest -m systemd $(ARGS)

@@ -18,6 +18,8 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import httpx
 
+from latentd.energy import board
+
 BATCH = 16
 READY_S = 180.0
 
@@ -114,13 +116,18 @@ def mini_batches(items: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def machine() -> Dict[str, Any]:
-    """What a figure was measured on."""
+    """What a figure was measured on, and how fast it was allowed to run at that moment."""
+    now = board.read(Path("/"))
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "system": platform.platform(),
+        "power_mode": now.power_mode,
+        "cores_online": now.cores_online,
+        "clocks": {unit: clock._asdict() for unit, clock in now.clocks.items()},
+        "throttled": {cause: list(what) for cause, what in now.throttled.items()},
     }
 
 

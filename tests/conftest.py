@@ -9,6 +9,7 @@ from typing import Any, Callable, Iterator, List
 import pytest
 
 import support
+from fake_cuda import FakeCuda, install
 from latentd import config
 from latentd.errors import CheckpointError
 from latentd.vision import checkpoints
@@ -33,6 +34,12 @@ def backbone(cache_dir: Path) -> checkpoints.Backbone:
 def photo() -> Callable[..., bytes]:
     """photo(seed, motif="discs" | "stripes" | "rings", size=(width, height), format="JPEG") -> encoded picture."""
     return support.photo
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A GPU for TorchQueue to work on, without one."""
+    return install(monkeypatch)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ class Witness:
         self.causes: List[str] = []
         self.reasons: List[str] = []
         self.evictions = 0
+        self.waits: List[str] = []
         self.stepped = threading.Event()
 
     def step(self, seconds: float) -> None:
@@ -49,6 +50,9 @@ class Witness:
     def evicted(self, count: int) -> None:
         self.evictions += count
 
+    def waited(self, cause: str, seconds: float) -> None:
+        self.waits.append(cause)
+
 
 def make_learner(
     journal: Journal,
@@ -60,10 +64,13 @@ def make_learner(
     keep_versions: int = 3,
     observer: Optional[Witness] = None,
     clock: Callable[[], float] = lambda: 0.0,
+    **more: Any,
 ) -> Learner:
     """A learner over the journal that saves only when it stops or has to, unless told."""
     settings = LearnerSettings(folder / "versions", checkpoint_s, keep_versions, "int8 token", 1 << 20)
-    return Learner(journal, make, settings, observer=observer or Witness(), busy=busy, activity=lambda _: nullcontext(), clock=clock)
+    return Learner(
+        journal, make, settings, observer=observer or Witness(), busy=busy, activity=lambda _: nullcontext(), clock=clock, **more
+    )
 
 
 @contextmanager

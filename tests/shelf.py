@@ -17,7 +17,7 @@ class Shelf:
     """A catalogue on a store of its own, with a clock that a test may move."""
 
     def __init__(self, folder: Path, **changes: Any) -> None:
-        self.folder, self.changes, self.now = folder, changes, 1000.0
+        self.folder, self.changes, self.now = folder, changes, 1.8e9
         self.open()
 
     def open(self) -> None:

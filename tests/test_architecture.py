@@ -18,7 +18,10 @@ MAX_LINES = 400
 RANK = {
     "": 0,
     "config": 0,
+    "configtext": 0,
     "files": 0,
+    "headroom": 0,
+    "trouble": 0,
     "errors": 0,
     "vision": 1,
     "engines": 2,

@@ -8,7 +8,7 @@ from typing import Dict
 
 import pytest
 
-from latentd import config
+from latentd import config, configtext
 from latentd.errors import ConfigError
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
@@ -86,7 +86,8 @@ def test_the_folders_that_systemd_made_are_taken_unless_the_configuration_names_
 
 def test_the_example_file_uncommented_is_the_default_configuration(tmp_path: Path) -> None:
     lines = [
-        line[2:] if line.startswith("# ") and " = " in line and line[2].islower() else line for line in config.example_toml().splitlines()
+        line[2:] if line.startswith("# ") and " = " in line and line[2].islower() else line
+        for line in configtext.example_toml().splitlines()
     ]
     kept = [line for line in lines if line.startswith("[") or (" = " in line and not line.startswith("#"))]
     (tmp_path / "config.toml").write_text("\n".join(kept))
@@ -110,7 +111,7 @@ def test_every_default_lies_inside_its_own_range() -> None:
 
 
 def test_the_docs_page_is_made_from_the_table() -> None:
-    assert DOCS.read_text(encoding="utf-8") == config.reference_markdown(), "write config.reference_markdown() to docs/configuration.md"
+    assert DOCS.read_text(encoding="utf-8") == configtext.reference_markdown(), "write reference_markdown() to docs/configuration.md"
 
 
 def test_keys_written_as_toml_are_read_back_as_they_were(tmp_path: Path) -> None:
@@ -121,9 +122,9 @@ def test_keys_written_as_toml_are_read_back_as_they_were(tmp_path: Path) -> None
         "engine.order": ("eager",),
         "learn.learning_rate": 0.5,
     }
-    text = config.as_toml(values)
+    text = configtext.as_toml(values)
     (tmp_path / "config.toml").write_text(text)
     loaded = config.load({}, {}, system=tmp_path, is_service=False)
     assert {key: value for key, value in config.as_table(loaded).items() if loaded.origins[key] != "default"} == values
     assert text.startswith("[backbone]\nsplit = 10\n\n[engine]")
-    assert config.as_toml({}) == ""
+    assert configtext.as_toml({}) == ""

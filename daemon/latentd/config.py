@@ -1,8 +1,8 @@
 """Configuration: one frozen object, from one table, with the origin of every value.
 
 The dataclass fields below are the table: type, default, unit, range and help of every key live here and nowhere else; `config show`, the
-docs page and the example file are made from them. Order: defaults < /etc/latentd/config.toml < conf.d/*.toml < LATENTD_SECTION__KEY <
-flags. Nobody else reads the environment later.
+docs page and the example file are made from them (configtext.py). Order: defaults < /etc/latentd/config.toml < conf.d/*.toml <
+LATENTD_SECTION__KEY < flags. Nobody else reads the environment later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 from latentd.errors import ConfigError
 
@@ -84,6 +84,7 @@ class EngineConfig:
         "fp16", "precision of the TensorRT plan; norms and softmax stay in fp32; fp32 follows where fp16 fails", choices=("fp16", "fp32")
     )
     tensorrt_workspace_bytes: int = setting(512 << 20, "device memory that a TensorRT kernel may use for itself", "bytes", 1 << 20, 1 << 38)
+    cuda_memory_bytes: int = setting(1 << 30, "device memory that ONNX Runtime may hold on CUDA", "bytes", 64 << 20, 1 << 38)
     build_timeout_s: float = setting(3600.0, "longest time that building a TensorRT plan may take; 0: any", "seconds", 0.0, 86400.0)
     threads: int = setting(0, "CPU threads of the frozen stage; 0: one a core", "threads", 0, 256)
     max_batch: int = setting(8, "images that one run of the frozen stage takes at most", "images", 1, 256)
@@ -122,13 +123,18 @@ class LearnConfig:
     )
     sleep_first: int = setting(128, "split below the depth: the blocks learn first after this many samples", "samples", 2, 1 << 20)
     sleep_growth: float = setting(
-        0.5, "and again whenever what was learned has grown by this share; larger: less time and energy, later answers", "", 0.01, 100.0
+        1.0, "and again whenever what was learned has grown by this share; larger: less time and energy, later answers", "", 0.01, 100.0
     )
     sleep_epochs: float = setting(
         3.0, "how often the blocks go over the replay memory each time; 0: they never learn", "epochs", 0.0, 100.0
     )
     sleep_rank: int = setting(16, "rank of the change that the blocks learn for each of their matrices", "", 1, 1024)
-    sleep_rate: float = setting(1e-3, "AdamW's learning rate for that change", "", 1e-7, 1.0)
+    sleep_rate: float = setting(5e-4, "AdamW's learning rate for that change", "", 1e-7, 1.0)
+    device: str = setting(
+        "auto",
+        "where the head and the blocks learn, and the blocks answer; auto: on CUDA where torch has it",
+        choices=("auto", "cpu", "cuda"),
+    )
     sleep_threads: int = setting(0, "CPU threads while the blocks learn; 0: one a core", "threads", 0, 256)
     microbatch: int = setting(4, "latents of a mini-batch that go through the blocks at once: fewer need less memory", "latents", 1, 1024)
     minibatch: int = setting(128, "latents in one training step, new and replayed together", "latents", 8, 4096)
@@ -146,6 +152,27 @@ class EnergyConfig:
     )
     period_s: float = setting(0.2, "time between two readings of the total", "seconds", 0.05, 60.0)
     gap_s: float = setting(2.0, "a longer time between two readings is counted as a gap, not bridged", "seconds", 0.1, 600.0)
+    budget_w: float = setting(0.0, "the learner waits while the meter shows more power than this; 0: no budget", "watts", 0.0, 1000.0)
+    max_temperature_c: float = setting(
+        85.0,
+        "the learner waits while any zone of the board is warmer than this; 0: whatever the temperature",
+        "degrees Celsius",
+        0.0,
+        150.0,
+    )
+    battery_wh: float = setting(
+        0.0, "capacity of the battery that feeds the board, for an estimate of the hours left; 0: none", "watt-hours", 0.0, 100_000.0
+    )
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    reserve_bytes: int = setting(
+        384 << 20, "available memory that is left to everything else: below it the learner waits", "bytes", 0, 1 << 40
+    )
+    build_bytes: int = setting(
+        2400 << 20, "memory that must be available before a TensorRT plan is built; until then the next engine serves", "bytes", 0, 1 << 40
+    )
 
 
 @dataclass(frozen=True)
@@ -163,6 +190,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     learn: LearnConfig = field(default_factory=LearnConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     log: LogConfig = field(default_factory=LogConfig)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -194,6 +222,7 @@ SECTIONS: Dict[str, Type[Any]] = {
     "engine": EngineConfig,
     "learn": LearnConfig,
     "energy": EnergyConfig,
+    "memory": MemoryConfig,
     "log": LogConfig,
 }
 
@@ -244,69 +273,9 @@ def as_table(config: Config) -> Dict[str, Any]:
     return {row.key: getattr(getattr(config, row.key.split(".")[0]), row.key.split(".")[1]) for row in rows()}
 
 
-def example_toml() -> str:
-    """An example file with every key commented out at its default."""
-    lines: List[str] = []
-    section = ""
-    for row in rows():
-        name, key = row.key.split(".")
-        if name != section:
-            lines += ["", f"[{name}]"] if lines else [f"[{name}]"]
-            section = name
-        lines.append(f"# {row.help}{_limits(row)}")
-        lines.append(f"# {key} = {_toml(row.default)}")
-    return "\n".join(lines) + "\n"
-
-
-def as_toml(values: Mapping[str, Any]) -> str:
-    """A configuration file of these keys alone, in file order."""
-    assert set(values) <= {row.key for row in rows()}, "every key is one of the table"
-    lines: List[str] = []
-    section = ""
-    for row in rows():
-        name, key = row.key.split(".")
-        if row.key in values:
-            if name != section:
-                lines += ["", f"[{name}]"] if lines else [f"[{name}]"]
-                section = name
-            lines.append(f"{key} = {_toml(values[row.key])}")
-    return "\n".join([*lines, ""])
-
-
-def reference_markdown() -> str:
-    """docs/configuration.md: every key with default, range and meaning."""
-    lines = [
-        "# Configuration",
-        "",
-        "Made from the table in `daemon/latentd/config.py`. Order: defaults, `/etc/latentd/config.toml`, `/etc/latentd/conf.d/*.toml`,",
-        "`LATENTD_SECTION__KEY` in the environment, flags. `latentd config show --origin` prints what is in force and where it came from.",
-        "",
-        "| key | default | range | meaning |",
-        "|---|---|---|---|",
-    ]
-    for row in rows():
-        limits = _limits(row).strip(" ()").replace("|", "\\|")
-        lines.append(f"| `{row.key}` | `{_toml(row.default)}` | {limits} | {row.help} |")
-    return "\n".join(lines) + "\n"
-
-
-def _limits(row: Row) -> str:
-    if row.choices:
-        return f" ({' | '.join(row.choices)})"
-    span = f"{_plain(row.low)} to {_plain(row.high)}" if row.low is not None and row.high is not None else ""
-    return f" ({' '.join(part for part in (span, row.unit) if part)})" if span or row.unit else ""
-
-
-def _plain(number: float) -> str:
+def plain(number: float) -> str:
+    """The number without a fraction that says nothing."""
     return str(int(number)) if number == int(number) else f"{number:g}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return str(value)
 
 
 def _sources(environ: Mapping[str, str], flags: Mapping[str, Any], system: Path) -> Iterator[Tuple[str, Dict[str, Any]]]:
@@ -349,7 +318,7 @@ def _checked(row: Row, raw: Any, origin: str) -> Any:
     elif (
         isinstance(value, (int, float)) and row.low is not None and not (row.low <= value <= (row.high if row.high is not None else value))
     ):
-        wrong = f"must be {_plain(row.low)} to {_plain(row.high or value)} {row.unit}".rstrip()
+        wrong = f"must be {plain(row.low)} to {plain(row.high or value)} {row.unit}".rstrip()
     if wrong:
         raise ConfigError(f"{row.key} = {value!r} ({origin}) {wrong}", hint=row.help)
     return value

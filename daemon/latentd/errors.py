@@ -158,6 +158,14 @@ class EngineError(LatentdError):
     default_hint = "/v1/status says which engine serves and why; the log has the cause."
 
 
+class OutOfMemory(EngineError):
+    slug, title = "out-of-memory", "The device has no memory left for this"
+    default_hint = "Send fewer images at once, or wait for the time in Retry-After; /v1/status shows what serves and in how small batches."
+
+    def __init__(self, detail: str = "", *, hint: Optional[str] = None, retry_after_s: Optional[int] = 5) -> None:
+        super().__init__(detail, hint=hint, retry_after_s=retry_after_s)
+
+
 class JournalError(LatentdError):
     slug, http_status, title = "journal-failed", 503, "The journal can't be written"
     default_hint = "Check the free space and the permissions of the state folder; classify goes on."

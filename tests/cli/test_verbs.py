@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import List
+from typing import Any, Dict, List
 
 import pytest
 import typer
 
 from cli.conftest import Latentd
+from latentd.cli import status
 from latentd.cli.reports import moment
+from latentd.energy.board import Board, Clock
+from latentd.headroom import Headroom
+from latentd.service.memory_plan import MemoryPlan, Part
 from service.fakes import World
 
 NOW = datetime(2026, 5, 3, 12, 0, tzinfo=timezone.utc)
@@ -139,3 +144,40 @@ def test_a_time_is_said_as_one_that_passed_or_as_a_date(text: str, expected: str
 def test_no_time_is_a_usage_error(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         moment(text, NOW)
+
+
+def test_the_status_shows_power_mode_throttling_and_the_memory_plan(world: World, asked: Latentd) -> None:
+    clocks = {"cpu": Clock(1.4208e9, 1.9e9), "gpu": Clock(None, 1.1e9)}
+    world.parts.board = lambda: Board("MODE_15W_6CORE", 6, clocks, None, {"thermal": ("thermal-cpufreq-0 at 4 of 10",)}, None)
+    world.parts.memory_plan = MemoryPlan((Part("replay memory", 48 << 20, "always", "limit"), Part("left", 1 << 60, "system", "limit")))
+    world.parts.headroom = lambda: Headroom(3 << 30, 6 << 30, "the control group latentd.service")
+    out = " ".join(asked("status").out.split())
+    for text in (
+        "MODE_15W_6CORE, cpu 1421 MHz",
+        "thermal: thermal-cpufreq-0 at 4 of 10",
+        "planned 48.0 MiB in all",
+        "3.0 GiB available (the control group",
+        "does not fit",
+    ):
+        assert text in out
+    assert "gpu" not in out
+    assert "48.0 MiB" in asked("memory").out
+
+
+def test_the_hours_left_on_a_battery_are_part_of_the_energy() -> None:
+    found: Dict[str, Any] = {"meter": {"reason": None, "power_w": 5.0}, "activities": {"classify": {"per_item_j": 0.2}}, "energy_j": 100.0}
+    found.update(quality="measured", source="ina3221")
+    rate = {"hours_left": 4.94, "samples_per_hour": 1260.0, "charge_ratio": None}
+    assert status.energy({**found, "battery": rate}).endswith(
+        "; 4.9 h left at this rate of learning (1260 samples an hour, were the battery full)"
+    )
+    assert status.energy({**found, "battery": {**rate, "charge_ratio": 0.5}}).endswith("(1260 samples an hour)")
+    assert "left" not in status.energy({**found, "battery": None})
+
+
+def test_the_energy_names_budget_and_battery(world: World, asked: Latentd) -> None:
+    settings = replace(world.parts.config.energy, budget_w=10.0, battery_wh=50.0)
+    world.parts.config = replace(world.parts.config, energy=settings)
+    out = " ".join(asked("energy").out.split())
+    assert "Power budget 10 W, which nothing keeps, for no meter reads." in out
+    assert "Battery of 50 Wh: how long it lasts is not known yet." in out

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, List, Optional
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Union
 
 import pytest
 
 from latentd.config import EnergyConfig
 from latentd.energy.ledger import EnergyLedger
-from latentd.energy.meter_thread import MeterThread
+from latentd.energy.meter_thread import BETTER_S, MeterThread
 from latentd.energy.meters import Choice, Reading
 from latentd.errors import ConfigError, MeterUnavailable
 
@@ -184,3 +185,67 @@ def test_the_configuration_makes_a_thread_for_its_meters(plant: Plant, clock: Cl
 def test_an_unknown_meter_is_refused_before_the_thread_is_made(clock: Clock) -> None:
     with pytest.raises(ConfigError, match="wattmeter"):
         MeterThread.from_config(EnergyConfig(meters=("wattmeter",)), EnergyLedger(clock=clock), clock=clock)
+
+
+def test_a_better_meter_that_comes_back_takes_over_and_is_not_asked_for_all_the_time(plant: Plant, clock: Clock) -> None:
+    cap, chip = "sys/class/powercap/intel-rapl:0", "sys/bus/i2c/drivers/ina3221/7-0040/hwmon/hwmon4"
+    root = plant({f"{cap}/name": "package-0", f"{cap}/energy_uj": 5, f"{cap}/max_energy_range_uj": 1000})
+    ledger = EnergyLedger(clock=clock)
+    thread = MeterThread.from_config(EnergyConfig(meters=("ina3221", "tegrastats", "rapl")), ledger, root=root, clock=clock)
+    thread.tick()
+    assert ledger.report().meter.source == "rapl"
+    plant({f"{chip}/in1_label": "VDD_IN", f"{chip}/in1_input": 5000, f"{chip}/curr1_input": 1000})
+    clock.now_s += BETTER_S - 1
+    thread.tick()
+    assert ledger.report().meter.source == "rapl"
+    clock.now_s += 1
+    thread.tick()
+    report = ledger.report()
+    assert (report.meter.source, report.meter.passed_over, report.meter.power_w) == ("ina3221", {}, 5.0)
+
+
+def test_throttling_and_a_new_power_mode_are_logged_when_they_change(plant: Plant, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    cooling = "sys/class/thermal/cooling_device0"
+    root = plant({"var/lib/nvpmodel/status": "pmode:0008", f"{cooling}/type": "thermal-cpufreq-0", f"{cooling}/cur_state": 0})
+    bench = Bench(clock, NONE, root=root)
+    with caplog.at_level(logging.INFO, "latentd.energy.meter_thread"):
+        bench.run(20)
+        plant({f"{cooling}/cur_state": 2})
+        bench.run(20)
+        plant({f"{cooling}/cur_state": 0, "var/lib/nvpmodel/status": "pmode:0003"})
+        bench.run(20)
+    said = [record.message for record in caplog.records if "energy" not in record.message]
+    assert said == [
+        "the power mode is mode 8",
+        "the board slows itself down, thermal: thermal-cpufreq-0 at 2",
+        "the power mode is mode 3",
+        "the board runs at its full speed again",
+    ]
+    assert (bench.thread.board.power_mode, bench.thread.board.throttled) == ("mode 3", {})
+
+
+def test_a_sensor_that_vanishes_and_returns_under_another_number_costs_a_gap_and_nothing_else(plant: Plant, clock: Clock) -> None:
+    chip = "sys/bus/i2c/drivers/ina3221/7-0040/hwmon"
+    rail: Dict[str, Union[str, int]] = {"in1_label": "VDD_IN", "in1_input": 5000, "curr1_input": 1000}
+    root = plant({f"{chip}/hwmon4/{name}": value for name, value in rail.items()})
+    ledger = EnergyLedger(clock=clock)
+    thread = MeterThread.from_config(EnergyConfig(meters=("ina3221",)), ledger, root=root, clock=clock)
+
+    def run(seconds: float) -> None:
+        end_s = clock.now_s + seconds
+        while clock.now_s < end_s:
+            clock.now_s += max(thread.tick(), 0.001)
+
+    run(100)
+    shutil.rmtree(root / chip)
+    run(10)
+    report = ledger.report()
+    assert (report.is_up, ledger.power_w) == (False, None)
+    assert "no INA3221 sensor" in (report.meter.reason or "")
+    plant({f"{chip}/hwmon7/{name}": value for name, value in rail.items()})
+    run(90)
+    report = ledger.report()
+    assert (report.is_up, report.gaps, ledger.power_w) == (True, 1, 5.0)
+    assert report.covered_s + report.gap_s == pytest.approx(200, abs=1.0)
+    assert report.energy_j == pytest.approx(5.0 * report.covered_s)
+    assert 9.0 < report.gap_s < 20.0

@@ -9,6 +9,7 @@ from typing import Any, Callable, List, Optional, Tuple, cast
 
 import pytest
 
+from latentd.engines import upgrade
 from latentd.engines.choose import Attempt, Choice, Pending
 from latentd.engines.compiling import Progress, Report, Stopped
 from latentd.engines.stage import FrozenStage
@@ -48,7 +49,9 @@ def astray(report: Report, stopping: threading.Event) -> None:
 class World:
     """An upgrade around stages that hold nothing. `shown` is every choice that was published."""
 
-    def __init__(self, *waiting: Tuple[str, Build, str], ends_first: bool = False) -> None:
+    def __init__(
+        self, *waiting: Tuple[str, Build, str], ends_first: bool = False, obstacle: Callable[[], Optional[str]] = lambda: None
+    ) -> None:
         self.old = Stage("old")
         self.made: List[Stage] = []
         self.shown: List[Choice] = []
@@ -58,7 +61,7 @@ class World:
         pending = tuple(Pending(name, build, self.opener(name, state)) for name, build, state in waiting)
         attempts = [Attempt(name, "waiting", "no plan is built yet") for name, _, _ in waiting]
         choice = Choice(cast(FrozenStage, self.old), (*attempts, Attempt("old", "serving", "it agrees", 1.0)), pending)
-        self.upgrade = Upgrade(choice, self.swap, self.shown.append, self.answered.is_set)
+        self.upgrade = Upgrade(choice, self.swap, self.shown.append, self.answered.is_set, obstacle)
 
     def opener(self, name: str, state: str) -> Callable[[], Tuple[Optional[FrozenStage], Attempt]]:
         def attempt() -> Tuple[Optional[FrozenStage], Attempt]:
@@ -172,3 +175,36 @@ def test_where_nothing_waits_nothing_is_started() -> None:
     world.upgrade.start()
     assert world.upgrade._thread.ident is None
     assert world.upgrade.stop(WAIT_S)
+
+
+def test_a_build_waits_for_room_and_shows_for_what(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(upgrade, "ROOM_S", 0.001)
+    reasons = ["1 MiB available", "1 MiB available", "2 MiB available"]
+    seen: List[Optional[str]] = []
+
+    def build(report: Report, stopping: threading.Event) -> None:
+        seen.append(world.upgrade.building)
+
+    world = World(("fp16", build, "serving"), obstacle=lambda: reasons.pop(0) if reasons else None)
+    with caplog.at_level(logging.WARNING):
+        assert world.run()[0] == ("fp16", "serving", "cosine 1")
+    assert [(choice.attempts[0].state, choice.attempts[0].reason) for choice in world.shown[:2]] == [
+        ("waiting", "1 MiB available"),
+        ("waiting", "2 MiB available"),
+    ]
+    assert [record.message for record in caplog.records] == ["engine fp16: its build is put off: 1 MiB available"]
+    assert (seen, world.upgrade.building) == (["fp16"], None)
+
+
+def test_stopping_ends_the_wait_for_room() -> None:
+    asked = threading.Event()
+
+    def never() -> str:
+        asked.set()
+        return "no room"
+
+    world = World(("fp16", astray, "serving"), obstacle=never)
+    world.upgrade.start()
+    assert asked.wait(WAIT_S)
+    assert world.upgrade.stop(WAIT_S)
+    assert world.shown[-1].attempts[0].state == "waiting"

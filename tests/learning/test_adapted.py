@@ -4,57 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Dict, Iterator, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import tiny
-from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.engines.torch_queue import TorchQueue
+from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import UpperBlocks
-from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
+from latentd.replay.latents import TokenPool
 from latentd.replay.memory import ReplayMemory
-
-D, SIDE = 128, 6
-POOL = TokenPool(1, SIDE, 3)
-CODEC = make_latent_codec("int8", "token", (2, D), (POOL.tokens, D), pool=POOL)
-SETTINGS = SleepSettings(
-    first=8, growth=0.5, epochs=4.0, minibatch=16, microbatch=4, rank=4, learning_rate=3e-3, label_smoothing=0.1, seed=0
-)
+from sleepers import CODEC, POOL, SETTINGS, D, code, filled, held, run
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> UpperBlocks:
     return UpperBlocks.load(tiny.backbone(tmp_path), 1)
-
-
-def latent(class_id: int, number: int) -> Tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Features and tokens of a picture: what tells the classes apart stands in one patch, at another place each time."""
-    rng = np.random.default_rng([class_id, number])
-    tokens = rng.standard_normal((POOL.tokens, D)).astype(np.float32)
-    tokens[1 + rng.integers(POOL.tokens - 1)] += 3 * np.random.default_rng(class_id).standard_normal(D).astype(np.float32)
-    return tokens[:2].reshape(-1), tokens
-
-
-def code(class_id: int, number: int, codec: LatentCodec = CODEC) -> bytes:
-    features, tokens = latent(class_id, number)
-    return bytes(codec.encode(features[None], tokens[None])[0])
-
-
-def filled(samples: int, first_id: int = 0) -> ReplayMemory:
-    memory = ReplayMemory(str(CODEC), CODEC.code_bytes, 1 << 22, seed=0)
-    for number in range(samples):
-        memory.admit(f"s{first_id + number:08d}", number % 2, code(number % 2, number))
-    return memory
-
-
-def held(count: int = 40) -> Dict[str, Tuple[int, bytes]]:
-    return {f"h{number:08d}": (number % 2, code(number % 2, 1000 + number)) for number in range(count)}
-
-
-def run(sleep: Iterator[int]) -> int:
-    return sum(1 for _ in sleep)
 
 
 def right(adapted: Adapted, of: Dict[str, Tuple[int, bytes]]) -> float:
@@ -116,7 +84,7 @@ def test_what_comes_while_it_sleeps_is_in_the_head_when_it_wakes(base: UpperBloc
 def test_awake_a_new_class_is_in_the_head_at_once(base: UpperBlocks) -> None:
     adapted = Adapted(base, CODEC, SETTINGS)
     run(adapted.sleep(filled(20), held(2), 20))
-    adapted.learn([code(5, 0)], [5])
+    adapted.learn([code(5, 0)], [5], np.zeros((1, 2 * D), np.float32), 1)
     assert 5 in adapted.head().class_ids
 
 
@@ -161,3 +129,83 @@ def test_the_same_memory_gives_the_same_sleep(base: UpperBlocks) -> None:
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
+
+
+def starving(adapted: Adapted, most: int, after: int = 0) -> List[int]:
+    """Makes passes of more than `most` latents through the blocks that learn run out of memory, but for the first `after`; gives the sizes
+    that were tried."""
+    tried: List[int] = []
+    forward = adapted.blocks.forward
+
+    def pass_through(tokens: torch.Tensor) -> torch.Tensor:
+        tried.append(len(tokens))
+        if len(tokens) > most and len(tried) > after:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return forward(tokens)
+
+    adapted.blocks.forward = pass_through  # type: ignore[method-assign]
+    return tried
+
+
+def gradient(adapted: Adapted) -> List[torch.Tensor]:
+    """Of one mini-batch of ten latents."""
+    codes = np.frombuffer(b"".join(code(number % 2, number) for number in range(10)), np.uint8).reshape(10, -1)
+    classifier = torch.nn.Linear(adapted._base.features_width, 2)
+    with torch.no_grad():
+        classifier.weight.copy_(torch.linspace(-1, 1, classifier.weight.numel()).reshape(2, -1))
+        classifier.bias.zero_()
+    learned = [parameter for _, parameter in adapted.blocks.learned()]
+    optimizer = torch.optim.SGD([*learned, *classifier.parameters()], lr=0.1)
+    assert list(adapted._gradient(classifier, optimizer, codes, torch.tensor([0, 1] * 5)))
+    return [parameter.grad for parameter in (*learned, *classifier.parameters()) if parameter.grad is not None]
+
+
+def test_where_memory_is_out_in_the_middle_of_a_step_it_begins_again_with_half_as_many(base: UpperBlocks) -> None:
+    short, roomy = Adapted(base, CODEC, SETTINGS), Adapted(base, CODEC, SETTINGS)
+    tried = starving(short, 1, after=1)
+    found, expected = gradient(short), gradient(roomy)
+    assert tried == [4, 4, 2] + [1] * 10
+    assert (short.microbatch, roomy.microbatch) == (1, 4)
+    assert len(found) == len(expected) > 2
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_sleep_with_little_memory_comes_to_its_end(base: UpperBlocks) -> None:
+    adapted = Adapted(base, CODEC, dataclasses.replace(SETTINGS, epochs=1.0))
+    tried = starving(adapted, 1)
+    run(adapted.sleep(filled(32), held(), 32))
+    assert (tried[:4], adapted.sleeps) == ([4, 2, 1, 1], 1)
+
+
+def test_a_step_that_fails_for_one_latent_fails_for_good(base: UpperBlocks) -> None:
+    adapted = Adapted(base, CODEC, SETTINGS)
+    starving(adapted, 0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(adapted.sleep(filled(32), held(), 32))
+
+
+def test_other_failures_are_not_tried_again(base: UpperBlocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = Adapted(base, CODEC, SETTINGS)
+
+    def broken(tokens: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("the shapes do not fit")
+
+    monkeypatch.setattr(adapted.blocks, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(adapted.sleep(filled(32), held(), 32))
+    assert adapted.microbatch == SETTINGS.microbatch
+
+
+def test_features_are_made_one_half_after_the_other_where_memory_is_out(base: UpperBlocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = Adapted(base, CODEC, SETTINGS)
+    codes = np.frombuffer(b"".join(code(0, number) for number in range(7)), np.uint8).reshape(7, -1)
+    whole, features = adapted._through(base, codes), UpperBlocks.features
+
+    def short(blocks: UpperBlocks, tokens: NDArray[np.float32], queue: Optional[TorchQueue] = None) -> NDArray[np.float32]:
+        if len(tokens) > 2:
+            raise MemoryError
+        return features(blocks, tokens)
+
+    monkeypatch.setattr(UpperBlocks, "features", short)
+    np.testing.assert_allclose(adapted._through(base, codes), whole, atol=1e-5)

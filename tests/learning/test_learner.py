@@ -10,8 +10,7 @@ from typing import Any, List
 import pytest
 
 from latentd.errors import JournalError, LearnerError, Overloaded
-from latentd.learning import checkpoint, keeper
-from latentd.learning import learner as learner_module
+from latentd.learning import checkpoint, keeper, pacing
 from latentd.learning.learner import Learner
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
@@ -115,7 +114,7 @@ def test_the_hold_out_is_reported_and_the_gate_says_what_it_did(tmp_path: Path) 
 
 
 def test_classify_goes_first_but_not_for_ever(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner_module, "YIELD_S", 0.02)
+    monkeypatch.setattr(pacing, "YIELD_S", 0.02)
     states: List[str] = []
     started: List[Learner] = []
 
@@ -132,7 +131,7 @@ def test_classify_goes_first_but_not_for_ever(journal: Journal, tmp_path: Path, 
 
 
 def test_it_does_not_wait_when_nobody_classifies(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner_module, "YIELD_S", WAIT_S * 100)
+    monkeypatch.setattr(pacing, "YIELD_S", WAIT_S * 100)
     with running_learner(journal, tmp_path) as learner:
         taught(learner, journal, [pair for request in FIRST for pair in request])
         assert learner.status().steps > 1
@@ -141,13 +140,13 @@ def test_it_does_not_wait_when_nobody_classifies(journal: Journal, tmp_path: Pat
 
 def test_the_status_says_how_far_behind_it_is(journal: Journal, tmp_path: Path) -> None:
     gate, entered = threading.Event(), threading.Event()
-    times = [0.0]
-    records = [teach(journal, *request) for request in FIRST[:4]]
-    began = records[0][0].taught_at
+    times = [100.0]
+    for request in FIRST[:4]:
+        teach(journal, *request)
     gated = made(Gated, gate=gate, entered=entered)
-    with running_learner(journal, tmp_path, make=gated, clock=lambda: times[0]) as learner:
+    with running_learner(journal, tmp_path, make=gated, monotonic=lambda: times[0]) as learner:
         assert entered.wait(WAIT_S)
-        times[0] = began + 12.5
+        times[0] += 12.5
         status = learner.status()
         assert (status.state, status.lag_samples, status.watermark_seq) == ("learning", 8, 0)
         assert status.lag_s == pytest.approx(12.5)

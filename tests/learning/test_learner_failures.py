@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import threading
+import weakref
 from pathlib import Path
+from typing import Iterator, List, Sequence
 
 import pytest
 
@@ -12,6 +15,7 @@ from latentd.errors import ConfigError, LearnerError
 from latentd.learning import learner as learner_module
 from latentd.learning.trainer import Trainer
 from latentd.replay.journal import Journal
+from latentd.replay.records import Entry
 from lessons import WAIT_S, running_journal, teach
 from pupils import Broken, Gated, answers, made, make_learner, make_trainer, running_learner, saved_versions, taught
 
@@ -149,3 +153,50 @@ def test_versions_of_another_journal_are_not_taken_for_its_own(tmp_path: Path) -
         taught(learner, journal, [("owl", 0)])
         assert answers(learner, "cat", [0]) == ["owl"]
         shutil.rmtree(tmp_path / "versions", ignore_errors=True)
+
+
+# --- memory ---
+
+
+class Starved(Trainer):
+    """Finds no memory for a certain request, as often as `shortages` says."""
+
+    shortages: List[int]
+    error: Exception = MemoryError()
+
+    def take(self, batch: Sequence[Entry]) -> Iterator[int]:
+        if self.shortages[0] > 0:
+            self.shortages[0] -= 1
+            raise self.error
+        yield from super().take(batch)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory")])
+def test_a_device_without_memory_is_no_death_and_loses_no_sample(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(learner_module, "STARVED_S", 0.01)
+    shortages = [2 * learner_module.MAX_DEATHS]
+    with running_learner(journal, tmp_path, make=made(Starved, shortages=shortages, error=error)) as learner:
+        taught(learner, journal, *FIRST)
+        assert (shortages, learner.status().deaths, learner.status().reason) == ([0], 0, None)
+        assert learner.accuracy().prequential.count == 2 * len(FIRST)
+
+
+def test_while_it_waits_for_memory_nothing_keeps_what_the_failed_step_held(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: List[weakref.ref[Trainer]] = []
+
+    class Held(Starved):
+        def take(self, batch: Sequence[Entry]) -> Iterator[int]:
+            held.append(weakref.ref(self))
+            yield from super().take(batch)
+
+    monkeypatch.setattr(learner_module, "STARVED_S", WAIT_S)
+    with running_learner(journal, tmp_path, make=made(Held, shortages=[1])) as learner:
+        teach(journal, *FIRST[0])
+        while learner.status().state != "waiting":
+            assert learner.status().deaths == 0
+        gc.collect()
+        assert held[0]() is None

@@ -121,6 +121,13 @@ def test_a_keyed_request_is_remembered_over_a_restart_for_a_day(shelf: Shelf) ->
     assert list(shelf.store.scan("k/")) == []
 
 
+def test_a_clock_that_is_set_by_decades_forgets_no_key_that_was_used_before(shelf: Shelf) -> None:
+    shelf.now = 60.0  # a board without a battery, a minute after its boot
+    keyed(shelf, "key", ("cat", 0))
+    shelf.now = 1.8e9
+    assert shelf.catalogue.recall("key", LEARNED) is not None
+
+
 def test_counters_are_kept(shelf: Shelf) -> None:
     shelf.catalogue.put_counters("energy", b'{"joules": 2.5}')
     shelf.reopen()
@@ -193,6 +200,10 @@ def test_a_search_for_room_that_found_nothing_is_not_repeated_at_once(
         with pytest.raises(BudgetFull):
             shelf.teach(("cat", 9999))
     assert len(searches) == 2
+    shelf.now -= 1e6  # a clock that is set back puts nothing off
+    with pytest.raises(BudgetFull):
+        shelf.teach(("cat", 9999))
+    assert len(searches) == 3
 
 
 def test_images_that_nobody_labelled_make_room_for_what_is_taught_oldest_first(new_shelf: Callable[..., Shelf]) -> None:

@@ -34,10 +34,13 @@ from latentd.service.metrics import Metrics
 from latentd.service.parts import Parts
 from latentd.service.pipeline import Pipeline
 from latentd.service.readiness import Readiness
+from latentd.vision.checkpoints import Backbone
 from latentd.vision.images import ImageLimits, decode
+from latentd.vision.shape import VitShape
 
 SIZE = 16
 SPEC = StageSpec("fake", "f" * 64, image_size=SIZE, split=2, class_tokens=2, width=4, tokens=5)
+BACKBONE = Backbone("fake", Path(), "f" * 64, VitShape(width=4, heads=(1, 1), mlp_width=(8, 8), patch=8, grid=2), "made up")
 WAIT_S = 10.0  # nothing here takes that long; it bounds a test that fails
 BASE = "http://127.0.0.1:8420"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentd.energy.ledger import EnergyLedger
-from latentd.errors import EngineError, NotReady, Overloaded
+from latentd.errors import EngineError, NotReady, OutOfMemory, Overloaded
 from latentd.service.batcher import STARVED_S, Batcher, EncodedImage, Priority, Ticket
 from latentd.service.metrics import Metrics
 from service.fakes import SIZE, SPEC, WAIT_S, FakeStage
@@ -216,6 +216,30 @@ def test_three_failed_runs_in_a_row_kill_the_thread_and_close_the_stage(make: Ma
     assert stage.closed
     with pytest.raises(EngineError):
         batcher.reserve(1, Priority.CLASSIFY)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory")])
+def test_a_device_without_memory_is_told_as_such_and_never_kills_the_thread(make: Make, stage: FakeStage, error: Exception) -> None:
+    deaths: List[BaseException] = []
+    batcher = make(on_death=deaths.append)
+    stage.error = error
+    for _ in range(5):
+        with pytest.raises(OutOfMemory) as refused:
+            results(put(batcher, 2))
+        assert (refused.value.http_status, refused.value.retry_after_s) == (503, 5)
+    stage.error = None
+    results(put(batcher, 2))
+    assert deaths == []
+
+
+def test_a_lost_device_context_kills_the_thread_at_once(make: Make, stage: FakeStage) -> None:
+    deaths: queue.Queue[BaseException] = queue.Queue()
+    batcher = make(on_death=deaths.put)
+    stage.error = EngineError("eager-cuda failed on 1 images: CUDA error: an illegal memory access was encountered")
+    with pytest.raises(EngineError, match="illegal memory access"):
+        results(put(batcher, 1))
+    assert "lost its device" in str(deaths.get(timeout=WAIT_S))
+    assert stage.batches == [1]
 
 
 def test_when_the_thread_dies_nobody_waits_for_ever(make: Make, stage: FakeStage) -> None:

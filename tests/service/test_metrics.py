@@ -5,6 +5,7 @@ from typing import Dict, List
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from latentd.energy.board import Board, Clock
 from latentd.service.metrics import Metrics
 from service.fakes import World, picture
 
@@ -38,6 +39,12 @@ NAMES = {
     "latentd_temperature_celsius",
     "latentd_journal_fsync_duration_seconds",
     "latentd_state_bytes",
+    "latentd_memory_available_bytes",
+    "latentd_memory_planned_bytes",
+    "latentd_learner_waited_seconds_total",
+    "latentd_clock_hertz",
+    "latentd_throttled",
+    "latentd_power_mode_info",
 }
 
 
@@ -56,6 +63,7 @@ def test_every_metric_of_the_contract_is_there_under_its_name(world: World) -> N
     world.parts.metrics.refused("inference", 1)
     world.parts.metrics.published("learned")
     world.parts.metrics.rejected("holdout")
+    world.parts.board = lambda: Board("MODE_15W_6CORE", 6, {"cpu": Clock(1.4e9, 1.4e9)}, None, {"thermal": ("cpu at 1",)}, None)
     names = sample_names(scraped(world))
     documented = {f"{name.rsplit('_total', 1)[0]}_total" if name.endswith("_total") else name for name in NAMES}
     families = {line.split()[2] for line in scraped(world).splitlines() if line.startswith("# TYPE")}

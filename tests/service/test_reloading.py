@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from latentd.config import Config, HttpConfig, LearnConfig, LogConfig, rows
+from latentd.config import Config, EnergyConfig, HttpConfig, LearnConfig, LogConfig, rows
 from latentd.service import reloading
 
 
@@ -13,11 +13,12 @@ def test_live_keys_change_and_the_others_are_named_and_stay() -> None:
     wanted = Config(
         http=HttpConfig(bind="127.0.0.1:1", body_timeout_s=5.0),
         learn=LearnConfig(max_lag_samples=99, seed=3),
+        energy=EnergyConfig(budget_w=9.0),
         log=LogConfig(level="debug"),
         origins={"log.level": "config.toml", "http.bind": "config.toml"},
     )
     found = reloading.merge(running, wanted)
-    assert found.taken == ("http.body_timeout_s", "learn.max_lag_samples", "log.level")
+    assert found.taken == ("http.body_timeout_s", "learn.max_lag_samples", "energy.budget_w", "log.level")
     assert found.needs_restart == ("http.bind", "learn.seed")
     assert (found.config.http.bind, found.config.http.body_timeout_s) == (HttpConfig().bind, 5.0)
     assert (found.config.learn.max_lag_samples, found.config.learn.seed, found.config.log.level) == (99, 0, "debug")

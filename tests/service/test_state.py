@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from latentd import __version__
 from latentd.config import rows
+from latentd.energy.board import Board, Clock
 from latentd.errors import Unprocessable
+from latentd.headroom import Headroom
+from latentd.service.memory_plan import MemoryPlan, Part
 from latentd.service.routes import info
 from latentd.service.routes.energy import moment
 from latentd.service.schemas import Accuracy, Info, Learner, Memory, Status
@@ -27,9 +31,54 @@ def test_status_is_one_page_of_everything(world: World) -> None:
 
 def test_the_parts_of_status_are_the_same_as_their_own_pages(world: World) -> None:
     status = world.call("GET", "/v1/status").json()
-    for part in ("learner", "accuracy", "memory"):
+    for part in ("learner", "accuracy"):
         assert world.call("GET", f"/v1/{part}").json() == status[part]
-    assert world.call("GET", "/v1/energy").json().keys() == status["energy"].keys()
+    for part in ("energy", "memory"):
+        assert world.call("GET", f"/v1/{part}").json().keys() == status[part].keys()
+
+
+def test_the_status_shows_how_the_board_runs_and_what_the_memory_is_planned_for(world: World) -> None:
+    clocks = {"cpu": Clock(1.4e9, 1.9e9), "gpu": Clock(None, 1.1e9)}
+    world.parts.board = lambda: Board("MODE_15W_6CORE", 6, clocks, 0.25, {"over-current": ("VDD_IN",)}, None)
+    world.parts.memory_plan = MemoryPlan(
+        (Part("replay memory", 4000, "always", "limit"), Part("left to the system", 50, "system", "limit"))
+    )
+    world.parts.headroom = lambda: Headroom(5 << 30, 6 << 30, "the control group latentd.service")
+    status = Status.model_validate(world.call("GET", "/v1/status").json())
+    assert (status.board.power_mode, status.board.throttled) == ("MODE_15W_6CORE", {"over-current": ["VDD_IN"]})
+    assert (status.board.clocks["cpu"].now_hz, status.board.clocks["gpu"].now_hz) == (1.4e9, None)
+    plan = status.memory.plan
+    assert [(part.name, part.planned_bytes, part.used_bytes) for part in plan.parts] == [
+        ("replay memory", 4000, 40),
+        ("left to the system", 50, None),
+    ]
+    assert (plan.planned_bytes, plan.available_bytes, plan.bounded_by, plan.fits) == (
+        4000,
+        5 << 30,
+        "the control group latentd.service",
+        True,
+    )
+    world.parts.headroom = lambda: Headroom(None, None)
+    assert Status.model_validate(world.call("GET", "/v1/status").json()).memory.plan.fits is None
+
+
+def test_a_clock_that_jumps_by_decades_moves_the_start_and_not_the_uptime(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 86_400.0)
+    early = world.call("GET", "/v1/status").json()
+    monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
+    late = world.call("GET", "/v1/status").json()
+    assert early["started_at"].startswith("1970-01-0")
+    assert late["started_at"].startswith("2027-01-15")
+    assert late["uptime_s"] - early["uptime_s"] < 60
+
+
+def test_a_budget_that_no_meter_watches_is_told(world: World) -> None:
+    energy = world.parts.config.energy
+    world.parts.config = replace(world.parts.config, energy=replace(energy, budget_w=10.0, battery_wh=50.0))
+    found = world.call("GET", "/v1/energy").json()
+    assert found["budget"] == {"budget_w": 10.0, "is_enforced": False}
+    assert (found["battery"]["capacity_wh"], found["battery"]["hours_left"]) == (50.0, None)
+    assert found["battery"]["reason"]
 
 
 def test_unknown_is_null_and_never_zero(world: World) -> None:

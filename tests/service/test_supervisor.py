@@ -24,7 +24,7 @@ from latentd.service.supervisor import Daemon
 from latentd.service.vitals import Vitals
 from latentd.vision import checkpoints
 from latentd.vision.probe import probe_images
-from service.fakes import SPEC, WAIT_S, FakeStage, World, picture
+from service.fakes import BACKBONE, SPEC, WAIT_S, FakeStage, World, picture
 from service.test_vitals import Told
 
 
@@ -37,7 +37,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> List[FakeStage]:
         made.append(FakeStage())
         return Choice(made[-1], (Attempt("fake", "serving", "the only one", 1.0),))
 
-    monkeypatch.setattr(checkpoints, "find", lambda cache_dir, name: None)
+    monkeypatch.setattr(checkpoints, "find", lambda cache_dir, name: BACKBONE)
     monkeypatch.setattr(building, "stage_spec", lambda config, backbone: SPEC)
     monkeypatch.setattr(building, "choose", choose)
     return made

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 import tiny
+from latentd import headroom
 from latentd.config import Config
+from latentd.engines import upgrade
 from latentd.engines.choose import choose
 from latentd.engines.plans import PlanCache
+from latentd.headroom import Headroom
 from latentd.service import building, views
 from latentd.service.batcher import Priority
 from latentd.service.parts import Parts
@@ -80,6 +83,22 @@ def test_the_plan_is_built_beside_serving_and_takes_over(start: Callable[[], Dae
     }
     np.testing.assert_allclose(classify(parts), before, atol=1e-4)
     assert parts.batcher.stage is parts.choice.stage
+
+
+def test_a_build_waits_for_memory_and_the_status_says_so(start: Callable[[], Daemon], monkeypatch: pytest.MonkeyPatch) -> None:
+    available = [1 << 30]
+    monkeypatch.setattr(headroom, "read", lambda: Headroom(available[0], 6 << 30))
+    monkeypatch.setattr(upgrade, "ROOM_S", 0.01)
+    parts = start().start()
+    classify(parts)
+    wanted = "the machine has 1024 MiB of memory available, building takes 2400 (memory.build_bytes)"
+    deadline = time.monotonic() + BUILD_S
+    while parts.choice.attempts[0].reason != wanted:
+        assert time.monotonic() < deadline, parts.choice.attempts
+        threading.Event().wait(0.01)
+    assert (engine(parts)["tensorrt-fp16"], parts.choice.stage.name) == ("waiting", "onnxruntime-cpu")
+    available[0] = 3 << 30
+    until(parts, "tensorrt-fp16", "serving")
 
 
 def test_a_start_with_a_plan_serves_from_it_at_once(start: Callable[[], Daemon]) -> None:

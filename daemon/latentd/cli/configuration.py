@@ -8,7 +8,7 @@ from typing import Optional
 
 import typer
 
-from latentd import config
+from latentd import config, configtext
 from latentd.cli.terminal import JSON, plain, print_json, say, show, table, verb
 
 app = typer.Typer(no_args_is_help=True, help="Show and check the configuration.")
@@ -48,7 +48,7 @@ def check(folder: Optional[Path] = FOLDER, as_json: bool = JSON) -> None:
 @verb
 def example(as_json: bool = JSON) -> None:
     """Print a config.toml with every key at its default, commented out."""
-    text = config.example_toml()
+    text = configtext.example_toml()
     if as_json:
         print_json({"toml": text})
     else:

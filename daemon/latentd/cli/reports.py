@@ -10,7 +10,7 @@ import typer
 from rich.console import Group
 
 from latentd.cli import status
-from latentd.cli.figures import duration, joules, score
+from latentd.cli.figures import duration, joules, score, size
 from latentd.cli.terminal import JSON, URL, connect, note, print_json, say, show, table, verb
 
 CONFUSION = typer.Option(False, "--confusion", help="Also show which classes are taken for which.")
@@ -47,13 +47,19 @@ def energy(since: Optional[str] = SINCE, url: Optional[str] = URL, as_json: bool
 
 @verb
 def memory(url: Optional[str] = URL, as_json: bool = JSON) -> None:
-    """Show how full the replay memory is."""
+    """Show how full the replay memory is, and what each part of latentd takes."""
     with connect(url) as client:
         found = client.get("/v1/memory")
     if as_json:
         print_json(found)
     else:
         say(status.memory(found))
+        say(status.plan(found["plan"]))
+        rows = [
+            [part["name"], size(part["planned_bytes"]), size(part["used_bytes"]), part["when"], part["basis"]]
+            for part in found["plan"]["parts"]
+        ]
+        show(table(["part", "planned", "used", "when", "basis"], rows, right=(1, 2)))
 
 
 def moment(text: str, now: datetime) -> str:
@@ -94,9 +100,26 @@ def _energy(found: Dict[str, Any]) -> Group:
             for name, each in found["rails"].items()
         ]
         parts += ["", table(["rail", "energy", "now"], rails, right=(1, 2))]
+    parts += [sentence for sentence in (_budget(found["budget"]), _battery(found["battery"])) if sentence]
     if found["gaps"]:
         parts.append(f"Not counted: {found['gaps']} gaps between readings, {duration(found['gap_s'])} in all.")
     return Group(*parts)
+
+
+def _budget(found: Dict[str, Any]) -> str:
+    if found["budget_w"] is None:
+        return ""
+    kept = "the learner waits above it" if found["is_enforced"] else "which nothing keeps, for no meter reads"
+    return f"Power budget {found['budget_w']:g} W, {kept}."
+
+
+def _battery(found: Optional[Dict[str, Any]]) -> str:
+    """The battery beyond the hours left: how it would last at the rate by which learners on batteries are compared."""
+    if found is None:
+        return ""
+    paced = found["hours_at_a_minibatch_a_minute"]
+    lasting = "how long it lasts is not known yet" if paced is None else f"from full {paced:.1f} h at one mini-batch a minute"
+    return f"Battery of {found['capacity_wh']:g} Wh: {lasting}."
 
 
 def _show_confusion(found: Dict[str, Dict[str, int]]) -> None:

@@ -73,12 +73,14 @@ def _lines(found: Dict[str, Any]) -> List[Tuple[str, str]]:
         ("accuracy", f"hold-out {score(found['accuracy']['holdout'])}; before learning {score(found['accuracy']['prequential_recent'])}"),
         ("energy", energy(found["energy"])),
         ("memory", memory(found["memory"])),
+        ("", plan(found["memory"]["plan"])),
         ("journal", _journal(found["journal"])),
         ("queues", ", ".join(f"{name} {_fill(name, queue)}" for name, queue in found["queues"].items())),
         (
             "temperature",
             ", ".join(f"{name} {value:.0f} °C" for name, value in found["temperatures_c"].items() if value is not None) or "unavailable",
         ),
+        *_board(found["board"]),
         *([("restart", f"needed for {', '.join(found['needs_restart'])}")] if found["needs_restart"] else []),
     ]
 
@@ -109,7 +111,15 @@ def energy(found: Dict[str, Any]) -> str:
         return f"unavailable: {meter['reason']}"
     power = "" if meter["power_w"] is None else f"{meter['power_w']:.1f} W now, "
     each = found["activities"]["classify"]["per_item_j"]
-    return f"{power}{joules(found['energy_j'])} so far, {joules(each)} an image ({found['quality']}, {found['source']})"
+    sentence = f"{power}{joules(found['energy_j'])} so far, {joules(each)} an image ({found['quality']}, {found['source']})"
+    return f"{sentence}{_battery(found.get('battery'))}"
+
+
+def _battery(found: Optional[Dict[str, Any]]) -> str:
+    if found is None or found["hours_left"] is None:
+        return ""
+    charge = "" if found["charge_ratio"] is not None else ", were the battery full"
+    return f"; {found['hours_left']:.1f} h left at this rate of learning ({found['samples_per_hour']:.0f} samples an hour{charge})"
 
 
 def memory(found: Dict[str, Any]) -> str:
@@ -117,6 +127,21 @@ def memory(found: Dict[str, Any]) -> str:
         f"{found['used']} of {found['slots']} latents, {size(found['used_bytes'])} of {size(found['budget_bytes'])} as {found['codec']}, "
         f"{found['evictions']} evicted"
     )
+
+
+def plan(found: Dict[str, Any]) -> str:
+    """What latentd takes at most, and whether there is as much."""
+    now = f"{size(found['resident_bytes'])} used now, {size(found['available_bytes'])} available ({found['bounded_by']})"
+    short = "; at its worst moment latentd does not fit" if found["fits"] is False else ""
+    return f"planned {size(found['planned_bytes'])} in all, {now}{short}"
+
+
+def _board(found: Dict[str, Any]) -> List[Tuple[str, str]]:
+    """Power mode and clocks, where there are any; and what is held back."""
+    clocks = [f"{unit} {clock['now_hz'] / 1e6:.0f} MHz" for unit, clock in found["clocks"].items() if clock["now_hz"] is not None]
+    shown = [part for part in (found["power_mode"], *clocks) if part]
+    held = "; ".join(f"{cause}: {', '.join(what)}" for cause, what in found["throttled"].items())
+    return [*([("board", ", ".join(shown))] if shown else []), *([("throttled", held)] if held else [])]
 
 
 def _journal(found: Dict[str, Any]) -> str:

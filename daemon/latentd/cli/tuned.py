@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Optional
 
 from rich.text import Text
 
-from latentd import config
+from latentd import config, configtext
 from latentd.cli.figures import joules, percent, size
 from latentd.cli.terminal import note, say, show, table
 from latentd.energy.joulemeter import Joulemeter
@@ -52,7 +52,7 @@ class Outcome:
         wanted, in_force = settings_of(choice, self.backbone.shape.depth), config.as_table(self.settings)
         defaults = {row.key: row.default for row in config.rows()}
         values = {key: value for key, value in wanted.items() if value != defaults[key] or value != in_force[key]}
-        return f"# latentd tune: {choice}, {choice.slots} latents\n{config.as_toml(values)}"
+        return f"# latentd tune: {choice}, {choice.slots} latents\n{configtext.as_toml(values)}"
 
     # --- for people ---------------------------------------------------------------------------------------------------
 

@@ -121,6 +121,10 @@ class EnergyLedger:
         tally, history = self._window(minutes, since)
         return make_report(tally, meter, idle_w, rails_w, history[0].start_s if history else None, history)
 
+    def recent(self, seconds: float) -> EnergyReport:
+        """The sums of the minutes that this last stretch of time falls into, by the clock that never jumps."""
+        return self.report(self._wall() - seconds)
+
     def totals(self) -> Dict[str, Any]:
         """The sums as JSON values, to be kept over a restart and given to the next ledger as `carried`."""
         with self._lock:

@@ -1,6 +1,6 @@
 """The meter thread: chooses a meter, reads it, feeds the ledger, and tries again when it fails.
 
-It owns every sensor, and blocks on them; nobody waits for it. All that it learns goes to the ledger and to `temperatures_c`.
+It owns every sensor, and blocks on them; nobody waits for it. All that it learns goes to the ledger, to `temperatures_c` and to `board`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Callable, Mapping, Optional, Tuple
 
 from latentd.config import EnergyConfig
-from latentd.energy import thermal
+from latentd.energy import board, thermal
+from latentd.energy.board import Board
 from latentd.energy.ledger import EnergyLedger, seconds_since_boot
 from latentd.energy.meters import Choice, Meter, check_names, choose_meter
 from latentd.errors import MeterUnavailable
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 
 RETRY_FIRST_S = 1.0
 RETRY_LAST_S = 60.0
-TEMPERATURES_S = 5.0
+BETTER_S = 300.0  # how often a meter that comes earlier in the configured order is tried again
+TEMPERATURES_S = 5.0  # between two looks at temperatures, clocks and throttling
 
 Wait = Callable[[float], bool]
 
@@ -30,6 +32,8 @@ class MeterThread:
 
     A meter that fails is closed, the ledger counts a gap, and all meters are tried again, in order, after 1, 2, 4 … 60 seconds; the wait
     starts over once a meter served for a minute. An unexpected error does the same, is logged with its traceback once, and counted.
+    A sensor that was passed over may come back (a driver loaded late, a file made readable): those before the one that serves are tried
+    again every five minutes.
     """
 
     def __init__(
@@ -40,9 +44,13 @@ class MeterThread:
         root: Path,
         period_s: float,
         clock: Callable[[], float] = seconds_since_boot,
+        choose_better: Optional[Callable[[Wait, str], Choice]] = None,
     ) -> None:
-        """choose: gives the meter, or none and the reasons; it gets a `wait` that ends at once when the thread is to stop."""
+        """choose: gives the meter, or none and the reasons; it gets a `wait` that ends at once when the thread is to stop. choose_better:
+        the same among those that come before a source.
+        """
         self._ledger, self._choose, self._root, self._period_s, self._clock = ledger, choose, root, period_s, clock
+        self._choose_better, self._better_due_s = choose_better, clock()
         self._meter: Optional[Meter] = None
         self._served_from_s = 0.0
         self._retry_s, self._retry_at_s = RETRY_FIRST_S, clock()
@@ -53,6 +61,7 @@ class MeterThread:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="meter", daemon=True)
         self.temperatures_c: Mapping[str, Optional[float]] = {}  # zone -> degrees Celsius; a new mapping every five seconds
+        self.board = Board()
         self.errors = 0  # unexpected errors so far
 
     @classmethod
@@ -65,7 +74,11 @@ class MeterThread:
         def choose(wait: Wait) -> Choice:
             return choose_meter(config.meters, root, clock=clock, wait=wait, period_s=config.period_s)
 
-        return cls(ledger, choose, root=root, period_s=config.period_s, clock=clock)
+        def choose_better(wait: Wait, source: str) -> Choice:
+            before = config.meters[: config.meters.index(source)]
+            return choose_meter(before, root, clock=clock, wait=wait, period_s=config.period_s)
+
+        return cls(ledger, choose, root=root, period_s=config.period_s, clock=clock, choose_better=choose_better)
 
     def start(self) -> None:
         self._thread.start()
@@ -81,7 +94,8 @@ class MeterThread:
         """One look at the sensors; gives the seconds to wait before the next one."""
         now_s = self._clock()
         try:
-            self._read_temperatures(now_s)
+            self._look_at_board(now_s)
+            self._return_to_better(now_s)
             if self._meter is not None or self._open(now_s):
                 self._read()
         except MeterUnavailable as cause:
@@ -108,10 +122,24 @@ class MeterThread:
         if choice.meter is None:
             self._back_off(choice.reason, choice.passed_over)
             return False
-        self._meter, self._served_from_s, self._is_known_down = choice.meter, self._clock(), False
-        self._ledger.serving(choice.meter.source, choice.meter.scope, choice.passed_over)
-        log.info("energy is read from %s: %s", choice.meter.source, choice.meter.scope)
+        self._serve(choice.meter, choice.passed_over)
         return True
+
+    def _serve(self, meter: Meter, passed_over: Mapping[str, str]) -> None:
+        self._meter, self._served_from_s, self._is_known_down = meter, self._clock(), False
+        self._better_due_s = self._served_from_s + BETTER_S
+        self._ledger.serving(meter.source, meter.scope, passed_over)
+        log.info("energy is read from %s: %s", meter.source, meter.scope)
+
+    def _return_to_better(self, now_s: float) -> None:
+        """Lets a meter that comes before the one that serves take over, if it reads now."""
+        if self._meter is None or self._choose_better is None or now_s < self._better_due_s:
+            return
+        self._better_due_s = now_s + BETTER_S
+        better = self._choose_better(self._stopping.wait, self._meter.source)
+        if better.meter is not None:
+            self._close()
+            self._serve(better.meter, better.passed_over)
 
     def _read(self) -> None:
         reading = self._meter.read() if self._meter is not None else None
@@ -137,10 +165,20 @@ class MeterThread:
             log.error("the meter failed in a way that was not foreseen", exc_info=error)
         self._last_error = repr(error)
 
-    def _read_temperatures(self, now_s: float) -> None:
-        if now_s >= self._temperatures_due_s:
-            self._temperatures_due_s = now_s + TEMPERATURES_S
-            self.temperatures_c = thermal.read(self._root)
+    def _look_at_board(self, now_s: float) -> None:
+        if now_s < self._temperatures_due_s:
+            return
+        self._temperatures_due_s = now_s + TEMPERATURES_S
+        self.temperatures_c = thermal.read(self._root)
+        before, self.board = self.board, board.read(self._root)
+        if self.board.power_mode != before.power_mode:
+            log.info("the power mode is %s", self.board.power_mode)
+        if self.board.throttled.keys() != before.throttled.keys():
+            causes = "; ".join(f"{cause}: {', '.join(what)}" for cause, what in self.board.throttled.items())
+            if causes:
+                log.warning("the board slows itself down, %s", causes)
+            else:
+                log.info("the board runs at its full speed again")
 
     def _close(self) -> None:
         meter, self._meter = self._meter, None

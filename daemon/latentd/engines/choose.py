@@ -218,7 +218,7 @@ def _onnx_opener(provider: str, is_present: bool, config: Config, artefacts: Art
     def opened() -> FrozenStage:
         from latentd.engines.onnx import OnnxStage
 
-        return OnnxStage(artefacts.spec, artefacts.graph(), provider, config.engine.threads)
+        return OnnxStage(artefacts.spec, artefacts.graph(), provider, config.engine.threads, config.engine.cuda_memory_bytes)
 
     return opened
 

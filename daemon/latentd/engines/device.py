@@ -6,7 +6,7 @@ Belongs to the thread that encodes. torch is imported when the memory is made, s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from latentd.errors import EngineError
 
 L4T_RELEASE = Path("/etc/nv_tegra_release")
+ANSWERING = -1  # of torch's two priorities the one before the learner's
 
 
 class DeviceMemory(Protocol):
@@ -58,7 +59,7 @@ class CudaMemory:
         try:
             if not torch.cuda.is_available():
                 raise EngineError("torch finds no GPU", hint="In a container: --runtime nvidia. Otherwise: the group `video`.")
-            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(priority=ANSWERING)  # type: ignore[no-untyped-call]
             capability = torch.cuda.get_device_capability()
             name = torch.cuda.get_device_name()
         except RuntimeError as cause:  # torch reports every failure of the driver as one
@@ -82,6 +83,18 @@ class CudaMemory:
         with self._torch.cuda.stream(self._stream):
             found: NDArray[np.float32] = buffer[:rows].cpu().numpy()
         return found
+
+
+def answering_stream() -> Optional[Any]:
+    """A stream of torch's for an engine that takes one (`.cuda_stream` is its handle); None where torch has no GPU or is not installed."""
+    try:
+        import torch
+
+        if torch.version.cuda is not None and torch.cuda.is_available():
+            return torch.cuda.Stream(priority=ANSWERING)  # type: ignore[no-untyped-call]
+    except (ImportError, RuntimeError):  # the engine then makes one of its own, of the learner's priority
+        pass
+    return None
 
 
 def _l4t() -> str:

@@ -1,19 +1,27 @@
-"""The frozen stage in ONNX Runtime, on one execution provider. onnxruntime is imported when the first session opens, torch never."""
+"""The frozen stage in ONNX Runtime, on one execution provider. onnxruntime is imported when the first session opens, torch for CUDA only.
+
+On CUDA the arena is bounded and grows by what is asked for, so that a shared memory is left to others, and the stream goes before the
+learner's.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Tuple, Type
+from typing import Any, Dict, List, Optional, Tuple, Type
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentd.engines.device import answering_stream
 from latentd.engines.stage import Encoded, StageSpec, planar
 from latentd.errors import EngineError
+from latentd.trouble import is_shortage
 
 _CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
+CUDA_MEMORY_BYTES = 1 << 30
 
 
 class OnnxStage:
@@ -24,12 +32,15 @@ class OnnxStage:
     take the CPU instead.
     """
 
-    def __init__(self, spec: StageSpec, graph: Path, provider: str, threads: int = 0) -> None:
+    def __init__(self, spec: StageSpec, graph: Path, provider: str, threads: int = 0, cuda_memory_bytes: int = CUDA_MEMORY_BYTES) -> None:
         self.spec = spec
         self.name = engine_name(provider)
         self.lanes = (threads or usable_cores()) if provider == _CPU else 1
         self._errors = _runtime_errors()
         self._graph, self._provider = graph, provider
+        self._cuda_memory_bytes = cuda_memory_bytes
+        self._stream: Optional[Any] = answering_stream() if provider == _CUDA else None  # lives as long as the session
+        self._is_short = False
         self._session = self._open(threads)
         self._lane_session = self._open(1) if self.lanes > 1 else self._session
 
@@ -37,13 +48,36 @@ class OnnxStage:
         outputs = ["features", "tokens"] if tokens else ["features"]
         session = self._lane_session if shared else self._session
         try:
-            found = session.run(outputs, {"pixels": planar(pixels)})
+            found = session.run(outputs, {"pixels": planar(pixels)}, self._run_options())
         except self._errors as cause:
+            self._is_short = self._provider == _CUDA and is_shortage(cause)
             raise EngineError(f"{self.name} failed on {len(pixels)} images: {cause}") from cause
         return Encoded(found[0], found[1] if tokens else None)
 
     def close(self) -> None:
         self._session = self._lane_session = None
+
+    def _run_options(self) -> Optional[Any]:
+        """After a run without memory: one that gives back what the arena holds in pieces of the wrong sizes."""
+        if not self._is_short:
+            return None
+        import onnxruntime
+
+        self._is_short = False
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "gpu:0")
+        return options
+
+    def _provider_options(self) -> Dict[str, str]:
+        if self._provider != _CUDA:
+            return {}
+        own = {} if self._stream is None else {"user_compute_stream": str(self._stream.cuda_stream)}
+        return {
+            "gpu_mem_limit": str(self._cuda_memory_bytes),
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",  # the only convolution is the patches': no search is worth its time and memory
+            **own,
+        }
 
     def _open(self, threads: int) -> Any:
         import onnxruntime
@@ -53,7 +87,8 @@ class OnnxStage:
         options.log_severity_level = _ERRORS_ONLY
         # Spin between operators, which is fastest, but not after a run: there it would take cores and joules from the learner.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        wanted = [self._provider] if self._provider == _CPU else [self._provider, _CPU]  # the CPU takes what a device has no kernel for
+        wanted: List[Any] = [(self._provider, self._provider_options())]
+        wanted += [] if self._provider == _CPU else [_CPU]  # it takes what a device has no kernel for
         try:
             session = onnxruntime.InferenceSession(str(self._graph), options, providers=wanted)
         except self._errors as cause:

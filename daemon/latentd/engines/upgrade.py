@@ -22,10 +22,15 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 FIRST_ANSWER_S = 60.0  # longest wait for it
 REPORT_S = 1.0  # how often the elapsed time in the status moves
+ROOM_S = 5.0  # between two looks for room to build
 
 
 class Upgrade:
-    """swap: lets a stage serve; its future gives the stage that no longer does. publish: takes what /v1/status is to show."""
+    """swap: lets a stage serve; its future gives the stage that no longer does. publish: takes what /v1/status is to show. obstacle: says
+    why nothing can be built now, or None; it is asked until it has nothing to say.
+
+    building: the engine that is being built at this moment; any thread may read it.
+    """
 
     def __init__(
         self,
@@ -33,7 +38,10 @@ class Upgrade:
         swap: Callable[[FrozenStage], Future[FrozenStage]],
         publish: Callable[[Choice], None],
         has_answered: Callable[[], bool],
+        obstacle: Callable[[], Optional[str]] = lambda: None,
     ) -> None:
+        self.building: Optional[str] = None
+        self._obstacle = obstacle
         self._choice = choice
         self._swap, self._publish, self._has_answered = swap, publish, has_answered
         self._attempts: Dict[str, Attempt] = {attempt.engine: attempt for attempt in choice.attempts}
@@ -79,14 +87,19 @@ class Upgrade:
             return
 
     def _made(self, pending: Pending) -> Optional[FrozenStage]:
+        if not self._wait_for_room(pending):
+            return None
         began = time.monotonic()
         log.info("engine %s: building in the background", pending.name)
+        self.building = pending.name
         try:
             self._build(pending, began)
         except LatentdError as failed:
             log.warning("engine %s: %s (%.0f s)", pending.name, failed.detail, time.monotonic() - began)
             self._show(Attempt(pending.name, "unavailable", failed.detail, seconds=time.monotonic() - began))
             return None
+        finally:
+            self.building = None
         stage, attempt = pending.attempt()
         if attempt.state == "waiting":  # the plan that was built a moment ago is not to be had
             attempt = replace(attempt, state="unavailable")
@@ -95,6 +108,21 @@ class Upgrade:
             log.warning("engine %s: %s, %s (%.0f s)", attempt.engine, attempt.state, attempt.reason, attempt.seconds)
             self._show(attempt)
         return stage
+
+    def _wait_for_room(self, pending: Pending) -> bool:
+        """Waits while something stands against a build, and shows what; False when told to stop."""
+        shown: Optional[str] = None
+        while not self._stopping.is_set():
+            reason = self._obstacle()
+            if reason is None:
+                return True
+            if shown is None:
+                log.warning("engine %s: its build is put off: %s", pending.name, reason)
+            if reason != shown:
+                self._show(Attempt(pending.name, "waiting", reason))
+                shown = reason
+            self._stopping.wait(ROOM_S)
+        return False
 
     def _build(self, pending: Pending, began: float) -> None:
         shown = began - REPORT_S

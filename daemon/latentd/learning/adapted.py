@@ -3,10 +3,14 @@
 Awake, each new sample is added to the sums of the head at once, through the blocks as they are. Asleep, the blocks go over the replay
 memory (latent replay, Pellegrini et al. 2020, on a ViT), and then the sums are made again from what the changed blocks give. Sleep is taken
 in small steps and may be broken off or held up at any of them; only its end changes what answers. Owned by the learner thread.
+
+On a GPU the blocks are a copy; without memory there, micro-batches are halved, and where one latent is too much the CPU goes on.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -19,13 +23,19 @@ from torch.nn import functional
 from latentd.config import LearnConfig
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.blocks import RankedBlocks, UpperBlocks
+from latentd.learning.evidence import Evidence
 from latentd.learning.gate import TEMPERATURES, Opinion
+from latentd.learning.place import Place
 from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import ReplayMemory
+from latentd.trouble import FAILURES, free_cached, in_halves, is_shortage
+
+logger = logging.getLogger(__name__)
 
 Features = NDArray[np.float32]
 Held = Mapping[str, Tuple[int, bytes]]  # sample id -> class, code
-_REFIT = 8  # latents that one step of the refit takes through the blocks
+_RIVALS_LAST = 64  # samples: solving two heads takes as long as some images
+_CLASSIFIER_RATE = 4.0  # of the blocks': it starts from nothing in every sleep
 _WARM_UP = 10  # training steps
 _LAST_RATE = 0.05  # of the learning rate, at the end of a sleep
 
@@ -35,7 +45,8 @@ class SleepSettings:
     """first, growth: a sleep is due after `first` new samples, and then whenever what was learned has grown by this share.
 
     epochs: how often one sleep goes over the replay memory. microbatch: latents whose activations are held at a time. rank: of the change
-    of every matrix. learning_rate: of that change, and of the classifier that teaches the blocks and is thrown away afterwards.
+    of every matrix. learning_rate: of that change, and four times it of the classifier that
+    teaches the blocks and is thrown away afterwards.
     """
 
     first: int
@@ -69,24 +80,47 @@ class Adapted:
     Invariant: sums and hold-out features were made by `serving` and by nothing else.
     """
 
-    def __init__(self, base: UpperBlocks, codec: LatentCodec, settings: SleepSettings) -> None:
-        self._base = base
+    def __init__(self, base: UpperBlocks, codec: LatentCodec, settings: SleepSettings, place: Optional[Place] = None) -> None:
+        self._place = place or Place()
+        self._on_host = base
+        self._base = self._based()
         self._codec = codec
         self._settings = settings
+        self.microbatch = settings.microbatch  # halved where memory does not suffice for as many
         self.sleeps = 0
         self.learned_at = 0  # samples that had been learned when the last sleep began
         self.serving: Optional[UpperBlocks] = None
-        self.blocks = RankedBlocks(base, settings.rank, settings.seed)
+        self.blocks = self._fresh()
         self._sums = RidgeSums(base.features_width)
         self._holdout: Dict[str, Features] = {}
+        self.evidence = Evidence()
+        self._rivals: Optional[Tuple[LinearHead, LinearHead]] = None
+        self._rivals_at = 0
         self._life = 0  # a sleep that began in an earlier one is void
 
     # --- awake --------------------------------------------------------------------------------------------------------
 
-    def learn(self, codes: Sequence[bytes], class_ids: Sequence[int]) -> None:
-        """Adds new samples to the head, through the blocks as they are."""
-        if self.serving is not None and codes:
-            self._sums.add(self._features(self.serving, codes), class_ids)
+    def learn(self, codes: Sequence[bytes], class_ids: Sequence[int], floor_features: Features, request: int) -> None:
+        """Adds new samples of one request to the head, through the blocks as they are, once both heads have answered them.
+
+        floor_features: (B, F) of the same samples, as the floor reads them.
+        """
+        if self.serving is None or not codes:
+            return
+        features = self._features(self.serving, codes)
+        if self._rivals is not None:
+            floor, own = self._rivals
+            self.evidence.record(request, class_ids, (floor, floor_features), (own, features))
+        self._sums.add(features, class_ids)
+
+    def wants_rivals(self) -> bool:
+        """Whether the heads that answer before learning know too little of what was learned since."""
+        return self.serving is not None and (self._rivals is None or self._sums.count >= self._rivals_at + _RIVALS_LAST)
+
+    def set_rivals(self, floor: LinearHead) -> None:
+        """Lets this floor and the head as it is now answer what comes next before it is learned."""
+        if self.serving is not None:
+            self._rivals, self._rivals_at = (floor, self.head()), self._sums.count
 
     def hold_out(self, sample_id: str, code: bytes) -> None:
         if self.serving is not None:
@@ -102,8 +136,9 @@ class Adapted:
         """Undoes all that was learned: some of it came from a sample that must not have been seen. The next sleep learns the rest again."""
         self._life += 1
         self.serving, self.learned_at = None, 0
-        self.blocks = RankedBlocks(self._base, self._settings.rank, self._settings.seed)
+        self.blocks = self._fresh()
         self._sums, self._holdout = RidgeSums(self._base.features_width), {}
+        self.evidence, self._rivals = Evidence(), None
 
     # --- asleep -------------------------------------------------------------------------------------------------------
 
@@ -115,19 +150,25 @@ class Adapted:
 
     def sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
         """One sleep; yields between its steps. The memory and the hold-out may change meanwhile."""
-        life = self._life
+        try:
+            yield from self._sleep(memory, held, learned)
+        finally:
+            self._place.queue.free()
+
+    def _sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
+        life, self.microbatch = self._life, self._settings.microbatch
         rng = np.random.Generator(np.random.PCG64([self._settings.seed, self.sleeps, learned]))
         for step in self._train(memory, rng):
             yield step
             if life != self._life:
                 return
-        serving, sums = self.blocks.frozen(), RidgeSums(self._base.features_width)
+        serving, sums = self._frozen(), RidgeSums(self._base.features_width)
         holdout: Dict[str, Features] = {}
         for step in self._refit(serving, sums, holdout, memory, held):
             yield step
             if life != self._life:
                 return
-        self.serving, self._sums, self._holdout = serving, sums, holdout
+        self.serving, self._sums, self._holdout, self._rivals = serving, sums, holdout, None
         self.learned_at = learned
         self.sleeps += 1
 
@@ -139,41 +180,71 @@ class Adapted:
         class_ids = sorted(memory.counts())
         column = {class_id: index for index, class_id in enumerate(class_ids)}
         classifier = nn.Linear(self._base.features_width, len(class_ids))
-        with torch.no_grad():
+        with torch.no_grad(), self._place.queue.work():
             classifier.weight.zero_()
             classifier.bias.zero_()
+            classifier.to(self._place.queue.device)
         learned = [parameter for _, parameter in self.blocks.learned()]
-        optimizer = torch.optim.AdamW([*learned, *classifier.parameters()], lr=self._settings.learning_rate, weight_decay=0.01)
+        rate = self._settings.learning_rate
+        groups: List[Dict[str, Any]] = [{"params": learned}, {"params": list(classifier.parameters()), "lr": _CLASSIFIER_RATE * rate}]
+        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01)
+        optimizer.zero_grad(set_to_none=True)  # what a sleep that was broken off has left
         steps = self.steps(memory)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
         for step in range(steps):
             codes, drawn = memory.draw(self._settings.minibatch, rng)
             known = np.isin(drawn, class_ids)  # a class that came in this sleep waits for the next
-            codes, target = codes[known], torch.tensor([column[int(class_id)] for class_id in drawn[known]])
-            for start in range(0, len(codes), self._settings.microbatch):
+            codes, target = codes[known], np.array([column[int(class_id)] for class_id in drawn[known]], np.int64)
+            start = 0
+            while start < len(codes):
                 yield step
-                self._accumulate(classifier, codes[start : start + self._settings.microbatch], target[start:], len(codes))
-            optimizer.step()
+                end = start + self.microbatch
+                if self._fits(classifier, codes[start:end], target[start:end], len(codes)):
+                    start = end
+                else:  # half a gradient may have been added: the mini-batch begins again, in smaller pieces
+                    optimizer.zero_grad(set_to_none=True)
+                    start = 0
+            with self._place.queue.work():
+                optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def _accumulate(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: torch.Tensor, of: int) -> None:
+    def _fits(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: NDArray[np.int64], of: int) -> bool:
+        """Adds the gradient of one micro-batch. False where memory does not suffice for it: the next one is smaller, or on the CPU."""
+        try:
+            self._accumulate(classifier, codes, target, of)
+            return True
+        except FAILURES as error:
+            if len(codes) == 1 and self._place.leaves(error):
+                self._go_on_host()  # which voids this sleep
+            elif len(codes) == 1 or not is_shortage(error):
+                raise
+            else:
+                self.microbatch = len(codes) // 2
+                logger.warning("memory was out in a training step; from now on it takes %d latents at a time", self.microbatch)
+        free_cached()  # here, not above: an exception that is being handled keeps every activation of the failed step
+        return False
+
+    def _accumulate(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: NDArray[np.int64], of: int) -> None:
         """The gradient of one micro-batch, as its share of a mini-batch of `of` latents."""
-        tokens = torch.from_numpy(self._codec.decode_tokens(codes))  # (b, N, D)
-        scores = classifier(self.blocks(tokens))  # (b, C)
-        loss = functional.cross_entropy(scores, target[: len(codes)], label_smoothing=self._settings.label_smoothing, reduction="sum")
-        (loss / of).backward()  # type: ignore[no-untyped-call]
+        queue = self._place.queue
+        latents = self._codec.decode_tokens(codes)
+        with queue.work():
+            tokens, classes = queue.upload(latents), queue.upload(target)  # (b, N, D), (b,)
+            scores = classifier(self.blocks(tokens))  # (b, C)
+            loss = functional.cross_entropy(scores, classes, label_smoothing=self._settings.label_smoothing, reduction="sum")
+            (loss / of).backward()  # type: ignore[no-untyped-call]
 
     def _refit(self, blocks: UpperBlocks, sums: RidgeSums, holdout: Dict[str, Features], memory: ReplayMemory, held: Held) -> Iterator[int]:
         """Fills sums and hold-out features through these blocks; what comes while it runs has a later id, and is walked over as well."""
         last = ""
         while True:
-            chunk = memory.after(last, _REFIT)
-            missing = [sample_id for sample_id in held if sample_id not in holdout][:_REFIT]
+            chunk = memory.after(last, self.microbatch)
+            missing = [sample_id for sample_id in held if sample_id not in holdout][: self.microbatch]
             if not chunk.ids and not missing:
                 return
             if chunk.ids:
-                sums.add(blocks.features(self._codec.decode_tokens(chunk.codes)), chunk.class_ids.tolist())
+                sums.add(self._through(blocks, chunk.codes), chunk.class_ids.tolist())
                 last = chunk.ids[-1]
             if missing:
                 found = self._features(blocks, [held[sample_id][1] for sample_id in missing])
@@ -181,8 +252,62 @@ class Adapted:
             yield 0
 
     def _features(self, blocks: UpperBlocks, codes: Sequence[bytes]) -> Features:
+        """(B, F), as many at a time as a training step takes."""
         packed = np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), -1)
-        return blocks.features(self._codec.decode_tokens(packed))
+        at_once = self.microbatch
+        return np.concatenate([self._through(blocks, packed[start : start + at_once]) for start in range(0, len(codes), at_once)])
+
+    # --- where ---------------------------------------------------------------------------------------------------------
+
+    def _through(self, blocks: UpperBlocks, codes: NDArray[np.uint8]) -> Features:
+        """What these blocks give; fewer at once, and in the end on the CPU, where the device has no memory for it."""
+        tokens, queue = self._codec.decode_tokens(codes), self._place.queue
+        if next(blocks.parameters()).device.type != queue.device.type:  # the place has changed since the caller got them
+            return self._hosted(blocks).features(tokens)
+        try:
+            parts = in_halves(lambda rows: blocks.features(rows, queue), tokens)
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        except FAILURES as error:
+            if not self._place.leaves(error):
+                raise
+        self._go_on_host()
+        return self._hosted(blocks).features(tokens)
+
+    def _based(self) -> UpperBlocks:
+        """The pretrained blocks on the device that learns."""
+        queue = self._place.queue
+        if not queue.is_cuda:
+            return self._on_host
+        try:
+            with queue.work():
+                return copy.deepcopy(self._on_host).to(queue.device)
+        except FAILURES as error:
+            if not self._place.leaves(error):
+                raise
+        return self._on_host
+
+    def _fresh(self) -> RankedBlocks:
+        with self._place.queue.work():
+            return RankedBlocks(self._base, self._settings.rank, self._settings.seed)
+
+    def _frozen(self) -> UpperBlocks:
+        """A copy for answering, complete: other threads read it from streams of their own."""
+        with self._place.queue.work():
+            return self.blocks.frozen()
+
+    def _go_on_host(self) -> None:
+        """The same blocks on the CPU, after the place has changed. A sleep that runs now is void; what answers elsewhere stays whole."""
+        self._life += 1
+        self._base = self._on_host
+        self.blocks = self._hosted(self.blocks)
+        if self.serving is not None:
+            self.serving = self._hosted(self.serving).frozen()
+
+    def _hosted(self, blocks: UpperBlocks) -> RankedBlocks:
+        assert isinstance(blocks, RankedBlocks), "only blocks that learn are anywhere else"
+        twin = RankedBlocks(self._on_host, self._settings.rank, self._settings.seed)
+        twin.restore(blocks.state())
+        return twin
 
     def sums_bytes(self) -> int:
         return self._sums.gram.nbytes + self._sums.sums.nbytes
@@ -207,7 +332,7 @@ class Adapted:
         if not isinstance(self.serving, RankedBlocks):
             return {}, facts
         arrays: Dict[str, NDArray[Any]] = {f"adapted.{name}": value for name, value in self.serving.state().items()}
-        arrays.update({f"adapted.{name}": value for name, value in self._sums.state().items()})
+        arrays.update({f"adapted.{name}": value for name, value in {**self._sums.state(), **self.evidence.state()}.items()})
         return arrays, facts
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], held: Held) -> None:
@@ -215,13 +340,13 @@ class Adapted:
         if not facts["serves"]:
             return
         own = {name[len("adapted.") :]: value for name, value in arrays.items() if name.startswith("adapted.")}
-        self.blocks.restore(own)
-        self.serving = self.blocks.frozen()
+        with self._place.queue.work():
+            self.blocks.restore(own)
+        self.serving = self._frozen()
         self._sums.restore(own)
-        ids: List[str] = list(held)
-        for start in range(0, len(ids), _REFIT):
-            part = ids[start : start + _REFIT]
-            self._holdout.update(zip(part, self._features(self.serving, [held[sample_id][1] for sample_id in part])))
+        self.evidence.restore(own)
+        if held:
+            self._holdout.update(zip(held, self._features(self.serving, [code for _, code in held.values()])))
 
 
 def _rate(step: int, steps: int) -> float:

@@ -1,18 +1,19 @@
 """The blocks above the split as modules: the pretrained ones, and the low-rank change that learning makes to them.
 
-Tokens (B, N, D) go in, and out come features (B, F): the class token after each of the blocks and the mean patch token after the last, all
+Tokens (B, N, D) go in, and out come features (B, F): the class token after each of the blocks and the mean patch token before the last, all
 through the final norm. Owned by the learner thread; `RankedBlocks.frozen` gives what other threads may call. B images, N tokens, D width.
 """
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, List, Tuple, cast
+from typing import Any, Dict, Iterator, List, Optional, Tuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from latentd.engines.torch_queue import TorchQueue
 from latentd.vision.checkpoints import Backbone, read_weights
 from latentd.vision.shape import VitShape
 from latentd.vision.vit import Block
@@ -21,33 +22,64 @@ _LAYERS = ("qkv", "proj", "fc1", "fc2")
 _NORMS = ("norm1", "norm2")
 
 
+class _Product(torch.autograd.Function):
+    """tokens (..., I) @ weight' with a weight (O, I) kept in half precision, of which only one is whole at a time, backwards too."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return tokens @ weight.to(tokens.dtype).t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return gradient @ weight.to(gradient.dtype), None
+
+
+class HalfLinear(nn.Module):
+    """A pretrained linear layer that never learns: half the bytes, and products in the precision of what comes in."""
+
+    def __init__(self, inward: int, outward: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inward, outward
+        self.weight = nn.Parameter(torch.zeros(outward, inward, dtype=torch.float16), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(outward), requires_grad=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        product: Tensor = _Product.apply(tokens, self.weight)  # type: ignore[no-untyped-call]
+        return product + self.bias
+
+
 class UpperBlocks(nn.Module):
     """Blocks split+1..depth and the final norm, frozen: (B, N, D) -> (B, F). `lead`: tokens before the patches; `features_width`: F.
 
     The class tokens of all the blocks are given, not only of the last: a closed-form head on them is several points better, and each block
-    gets a gradient of its own.
+    gets a gradient of its own. The mean patch token is taken before the last block, which then has to compute nothing but its class token.
+
+    The matrices are kept in half precision.
     """
 
     def __init__(self, shape: VitShape, split: int) -> None:
         super().__init__()
         self.lead = 1 + shape.registers
         self.features_width = (shape.depth - split + 1) * shape.width
-        self.blocks = nn.ModuleList(Block(shape, index) for index in range(split, shape.depth))
+        self.blocks = nn.ModuleList(_halved(Block(shape, index)) for index in range(split, shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
         seen: List[Tensor] = []
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             tokens = block(tokens)
-            seen.append(tokens[:, 0])
-        class_tokens = self.norm(torch.stack(seen, dim=1))  # (B, K, D)
+            seen.append(tokens[:, :1])
+        seen.append(cast(Block, self.blocks[-1]).class_token(tokens))
+        class_tokens = self.norm(torch.cat(seen, dim=1))  # (B, K, D)
         return torch.cat([class_tokens.flatten(1), self.norm(tokens[:, self.lead :]).mean(dim=1)], dim=1)  # (B, F)
 
-    def features(self, tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, N, D) -> (B, F), without gradients; any thread."""
-        with torch.inference_mode():
-            found: NDArray[np.float32] = self(torch.from_numpy(tokens)).numpy()
-        return found
+    def features(self, tokens: NDArray[np.float32], queue: Optional[TorchQueue] = None) -> NDArray[np.float32]:
+        """(B, N, D) -> (B, F), without gradients; any thread. queue: the caller's, on the device that the blocks are on; None: the CPU."""
+        queue = queue or TorchQueue()
+        with torch.inference_mode(), queue.work():
+            return queue.download(self(queue.upload(tokens)))
 
     @staticmethod
     def load(backbone: Backbone, split: int) -> UpperBlocks:
@@ -66,12 +98,13 @@ class UpperBlocks(nn.Module):
 class _Ranked(nn.Module):
     """A frozen linear layer plus the product of two thin matrices (Hu et al. 2021, LoRA), shared with nobody."""
 
-    def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
+    def __init__(self, linear: HalfLinear, rank: int, generator: torch.Generator) -> None:
         super().__init__()
         self.linear = linear
+        device = linear.weight.device
         inward = torch.randn(linear.in_features, rank, generator=generator) / linear.in_features**0.5
-        self.inward = nn.Parameter(inward)
-        self.outward = nn.Parameter(torch.zeros(rank, linear.out_features))
+        self.inward = nn.Parameter(inward.to(device))  # from the CPU's generator: the same wherever it learns
+        self.outward = nn.Parameter(torch.zeros(rank, linear.out_features, device=device))
 
     def forward(self, tokens: Tensor) -> Tensor:
         out: Tensor = self.linear(tokens) + (tokens @ self.inward) @ self.outward
@@ -107,7 +140,7 @@ class RankedBlocks(UpperBlocks):
 
     def state(self) -> Dict[str, NDArray[np.float32]]:
         """The arrays of a checkpoint: what is learned, copied; the base is in the backbone's file."""
-        return {name: parameter.detach().numpy().copy() for name, parameter in self.learned()}
+        return {name: parameter.detach().cpu().numpy().copy() for name, parameter in self.learned()}
 
     def restore(self, arrays: Dict[str, NDArray[np.float32]]) -> None:
         with torch.no_grad():
@@ -119,6 +152,13 @@ def parameter_bytes(modules: List[UpperBlocks]) -> int:
     """Bytes of all different parameters of these modules."""
     tensors = {parameter.data_ptr(): parameter for module in modules for parameter in module.parameters()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _halved(block: Block) -> Block:
+    for name in _LAYERS:
+        linear = getattr(block, name)
+        setattr(block, name, HalfLinear(linear.in_features, linear.out_features))
+    return block
 
 
 def _ranked(block: Block, rank: int, generator: torch.Generator) -> Block:
@@ -153,6 +193,6 @@ def _twin(block: Block) -> Block:
 
 def _own(norm: nn.Module) -> nn.LayerNorm:
     assert isinstance(norm, nn.LayerNorm), "the blocks have no other norms"
-    copy = nn.LayerNorm(norm.normalized_shape, eps=norm.eps)
+    copy = nn.LayerNorm(norm.normalized_shape, eps=norm.eps).to(norm.weight.device)
     copy.load_state_dict(norm.state_dict())
     return copy.requires_grad_(True)

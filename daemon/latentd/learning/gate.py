@@ -20,6 +20,7 @@ from latentd.learning.snapshot import blend, softmax
 
 MIN_HOLDOUT = 30  # fewer hold-out samples decide nothing: the floor answers alone
 MAX_NEGATIVE_FLIPS = 0.02  # of the hold-out: right answers of the floor that the candidate gets wrong
+FLIPS_PER_GAIN = 0.5  # or, of images not seen before, this many for each that it gets right and the floor does not
 CHANCE_Z = 1.64  # standard deviations of a fair coin that the net gain must pass: 5 % one-sided
 DEFAULT_TEMPERATURE = 1.5
 SURE_NATS = 8.0  # without a hold-out: the mean of a class wins over another class by this much, however few samples make it look far
@@ -58,25 +59,61 @@ def judge(analytic: LinearHead, opinion: Optional[Opinion], features: NDArray[np
     """Calibrates and decides on the hold-out: features (H, F), columns (H,) the true class's column in the analytic head."""
     count = len(columns)
     scores = features @ analytic.weight + analytic.bias
-    temperature = (
-        _best_temperature(scores, columns) if count >= MIN_HOLDOUT else max(DEFAULT_TEMPERATURE, analytic.separation / 2 / SURE_NATS)
-    )
-    floor = softmax(scores / temperature)
-    floor_answers = np.argmax(floor, axis=1) if count and floor.shape[1] else np.zeros(count, np.int64)
-    floor_right = floor_answers == columns
-    if opinion is None or count < MIN_HOLDOUT:
-        reason = "nothing trained yet" if opinion is None else f"{count} hold-out samples are too few to judge ({MIN_HOLDOUT} needed)"
-        return Verdict(temperature, 1.0, 0.0, reason, count, int(floor_right.sum()), 0, 0, floor_answers)
-    own, weight, answers = _best_blend(analytic.class_ids, floor, opinion, columns)
-    right = answers == columns
-    flips = int((floor_right & ~right).sum())
-    numbers = f"hold-out {int(right.sum())} against {int(floor_right.sum())} right of {count}, {flips} negative flips"
-    gains = int((right & ~floor_right).sum())
-    if gains - flips <= CHANCE_Z * (gains + flips) ** 0.5 or flips > MAX_NEGATIVE_FLIPS * count:
+    if opinion is not None and count >= MIN_HOLDOUT:
+        return decide(analytic.class_ids, scores, opinion, columns)
+    temperature = floor_temperature(analytic, scores, columns)
+    answers = answers_of(analytic.class_ids, scores, temperature)
+    reason = "nothing trained yet" if opinion is None else f"{count} hold-out samples are too few to judge ({MIN_HOLDOUT} needed)"
+    return Verdict(temperature, 1.0, 0.0, reason, count, int((answers == columns).sum()), 0, 0, answers)
+
+
+def floor_temperature(analytic: LinearHead, scores: NDArray[np.float32], columns: NDArray[np.int64]) -> float:
+    """The one of least surprise on these scores (H, C), or a rule where they are too few."""
+    if len(columns) < MIN_HOLDOUT:
+        return max(DEFAULT_TEMPERATURE, analytic.separation / 2 / SURE_NATS)
+    return _best_temperature(scores, columns)
+
+
+def decide(
+    class_ids: Tuple[int, ...],
+    scores: NDArray[np.float32],
+    opinion: Opinion,
+    columns: NDArray[np.int64],
+    groups: Optional[NDArray[np.int64]] = None,
+    of: str = "hold-out",
+) -> Verdict:
+    """Calibrates and decides on the floor's scores (H, C) and the opinion on the same samples.
+
+    groups: (H,) samples of one group may resemble each other, so that a whole group counts as one throw of the coin; None: the samples are
+    kept ones, that resemble what was learned, and each is its own.
+    of: what the samples are, for the reason.
+    """
+    count, temperature = len(columns), _best_temperature(scores, columns)
+    floor_answers = answers_of(class_ids, scores, temperature)
+    own, weight, answers = _best_blend(class_ids, softmax(scores / temperature), opinion, columns)
+    right, floor_right = answers == columns, floor_answers == columns
+    flips, gains = int((floor_right & ~right).sum()), int((right & ~floor_right).sum())
+    net = np.bincount(np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(count), right * 1.0 - floor_right)
+    numbers = f"{of} {int(right.sum())} against {int(floor_right.sum())} right of {count}, {flips} negative flips"
+    by_chance = gains - flips <= CHANCE_Z * float(np.square(net).sum()) ** 0.5
+    bearable = max(MAX_NEGATIVE_FLIPS * count, 0.0 if groups is None else FLIPS_PER_GAIN * gains)
+    if by_chance or flips > bearable:
         weight, answers, reason = 0.0, floor_answers, f"kept out: {numbers}"
     else:
         reason = f"takes part: {numbers}"
     return Verdict(temperature, own, weight, reason, count, int(floor_right.sum()), int(right.sum()), flips, answers)
+
+
+def answers_of(
+    class_ids: Tuple[int, ...], scores: NDArray[np.float32], temperature: float, opinion: Optional[Opinion] = None, weight: float = 0.0
+) -> NDArray[np.int64]:
+    """The columns that floor scores (H, C), and an opinion of this weight with its temperature in its scores, answer (H,)."""
+    if not scores.shape[1]:
+        return np.zeros(len(scores), np.int64)
+    floor = softmax(scores / temperature)
+    mixed = floor if opinion is None else blend(floor, class_ids, softmax(opinion.scores), opinion.class_ids, weight)
+    answers: NDArray[np.int64] = np.argmax(mixed, axis=1)
+    return answers
 
 
 def _best_blend(

@@ -2,7 +2,8 @@
 
 Owns the trainer (sums, replay memory, trained head) and its checkpoints. It lets waiting classify requests go first before every step,
 works in steps of some milliseconds, and blocks only on the journal and on its own checkpoint file. When it dies it is made anew from the
-last checkpoint and the log; after MAX_DEATHS in DEATH_WINDOW_S it stays down and serving goes on with the last snapshot.
+last checkpoint and the log; after MAX_DEATHS in DEATH_WINDOW_S it stays down and serving goes on with the last snapshot. Running out of
+memory is no death: it waits for memory, and begins again.
 """
 
 from __future__ import annotations
@@ -17,19 +18,23 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Protocol, Sequence
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence
 
 import torch
 
 from latentd.errors import ConfigError, JournalError, LatentdError, LearnerError, Overloaded
 from latentd.learning.accuracy import EMPTY, AccuracyReport
 from latentd.learning.keeper import VersionKeeper
+from latentd.learning.pacing import FORGETS, Arrivals, Pace, Urgency
+from latentd.learning.place import Place
+from latentd.learning.restraint import LEARN, SLEEP, Reason, unrestrained
 from latentd.learning.snapshot import Snapshot, empty
-from latentd.learning.status import LearnerStatus, MemoryStatus
+from latentd.learning.status import LearnerObserver, LearnerStatus, MemoryStatus, gate_facts, memory_status
 from latentd.learning.trainer import Trainer
 from latentd.learning.waiters import Waiters
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
+from latentd.trouble import is_shortage
 
 logger = logging.getLogger(__name__)
 
@@ -37,23 +42,14 @@ MAX_DEATHS = 3
 DEATH_WINDOW_S = 600.0
 PUBLISH_SHARE = 0.05  # while more waits: making snapshots takes at most this share of the time
 NICE = 10  # of the thread: what answers goes before what learns
-YIELD_S = 0.25  # longest time that classify requests hold up one step
 FINISH_S = 2.0  # after stop: how long the request in hand may take to its end
 RESTART_S = 1.0  # after a death, or a journal that can't be read
+STARVED_S = 30.0  # after running out of memory
 _PAGE = 256
 
 
 class _Stopping(Exception):
     """stop was called, and what is in hand takes too long."""
-
-
-class LearnerObserver(Protocol):
-    """What the metrics hear of the learner; called on its thread."""
-
-    def step(self, seconds: float) -> None: ...
-    def published(self, cause: str) -> None: ...
-    def rejected(self, reason: str) -> None: ...
-    def evicted(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -82,13 +78,15 @@ class Learner:
         observer: LearnerObserver,
         busy: Callable[[], bool],
         activity: Callable[[int], AbstractContextManager[None]],
+        restraint: Callable[[str], Optional[Reason]] = unrestrained,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """restraint: says why a kind of work must wait now. clock: dates versions, may jump; monotonic: measures how far it is behind."""
         self._journal = journal
         self._make_trainer = make_trainer
         self._settings = settings
         self._observer = observer
-        self._busy = busy
         self._activity = activity
         self._clock = clock
         self._snapshot = empty(clock())
@@ -104,15 +102,18 @@ class Learner:
         self._last_step_s: Optional[float] = None
         self._rejected: Optional[str] = None
         self._gate: Dict[str, Any] = {}
-        self._behind_since: Optional[float] = None
+        self._arrivals = Arrivals(monotonic)
         self._next_publish_at = 0.0
         self._stop_by = float("inf")
         self._unread: Optional[str] = None
         self._keeper = VersionKeeper(journal, settings.versions_dir, settings.checkpoint_s, settings.keep_versions)
         self._made: Optional[Snapshot] = None  # the last that the trainer in hand made, served or not
+        self._place = Place()
         self._restored: Future[None] = Future()
+        self._pace = Pace(busy, restraint, self._stop, observer.waited)
+        self._urgency = Urgency(journal)
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
-        journal.on_append = self._wake.set
+        journal.on_append = self._on_append
 
     # --- any thread ---------------------------------------------------------------------------------------------------
 
@@ -121,6 +122,7 @@ class Learner:
 
         Raises ConfigError where another configuration is what it needs.
         """
+        self._arrivals.note(self._journal.status().head_seq)
         self._thread.start()
         self._restored.result(timeout_s)
 
@@ -150,20 +152,26 @@ class Learner:
 
     def status(self) -> LearnerStatus:
         lag = max(0, self._journal.status().head_seq - self._snapshot.seq)
-        since = self._behind_since
-        lag_s = self._clock() - since if lag and since is not None else 0.0
         return LearnerStatus(
-            self._state,
-            self._reason or self._unread or self._keeper.trouble,
+            self._pace.interruption or self._state,
+            self._pace.reason or self._reason or self._unread or self._keeper.trouble,
             self._snapshot.seq,
             lag,
-            max(0.0, lag_s),
+            self._arrivals.age_s(self._snapshot.seq) if lag else 0.0,
             self._steps,
             self._last_step_s,
             len(self._deaths),
             self._rejected,
             self._gate,
+            self._pace.waited_s,
+            self._place.name,
+            self._place.reason,
         )
+
+    def _on_append(self) -> None:
+        """On the journal thread."""
+        self._arrivals.note(self._journal.status().head_seq)
+        self._wake.set()
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -172,6 +180,7 @@ class Learner:
         with suppress(OSError):  # a sandbox may forbid it
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread alone
         while not self._stop.is_set():
+            starved: Optional[str] = None
             try:
                 self._study()
             except _Stopping:
@@ -179,10 +188,14 @@ class Learner:
             except ConfigError as cause:  # no later try would be different
                 self._end("failed", cause)
                 return
-            except Exception:  # the border of the learner: whatever it is, serving goes on and the log is still there
-                logger.exception("the learner died; it starts again from the last checkpoint and the journal")
-                if self._died():
-                    return
+            except Exception as cause:  # the border of the learner: whatever it is, serving goes on and the log is still there
+                starved = str(cause) if is_shortage(cause) else None
+                if starved is None:
+                    logger.exception("the learner died; it starts again from the last checkpoint and the journal")
+                    if self._died():
+                        return
+            if starved is not None:  # out here, where no exception keeps what the failed step held
+                self._starve(starved)
         self._end("stopped", LearnerError("latentd is stopping"))
 
     def _study(self) -> None:
@@ -205,6 +218,7 @@ class Learner:
     def _restore(self) -> Trainer:
         """The newest whole checkpoint, with memory and hold-out filled from the log; what the log holds beyond it is learned next."""
         trainer = self._make_trainer()
+        self._place = trainer.place
         self._keeper = VersionKeeper(self._journal, self._settings.versions_dir, self._settings.checkpoint_s, self._settings.keep_versions)
         self._keeper.restore(trainer, self._log_until)
         self._made = None
@@ -217,10 +231,11 @@ class Learner:
         for _, group in itertools.groupby(page, key=lambda entry: entry.batch):
             batch, version = list(group), trainer.version
             kinds = {entry.kind for entry in batch}
-            self._learn(trainer, batch)
-            if kinds & {"forget", "forget_class"}:
+            if not self._learn(trainer, batch):
+                return
+            if kinds & FORGETS:
                 self._keeper.forgot(undone=trainer.version > version)
-            hurry = kinds & {"forget", "forget_class", "rename"} or self._waiters.any_until(trainer.seq)
+            hurry = kinds & {*FORGETS, "rename"} or self._waiters.any_until(trainer.seq)
             if hurry or time.monotonic() >= self._next_publish_at:
                 self._publish(trainer, "learned")
             if self._stop.is_set():
@@ -251,21 +266,26 @@ class Learner:
         """Goes on with a sleep until the log grows, somebody waits, or it ends; what is left of it."""
         if trainer.seq > self._snapshot.seq:
             self._publish(trainer, "learned")
-        sleep_left: Optional[Iterator[int]] = sleep
         torch.set_num_threads(self._settings.sleep_threads)
-        with self._activity(0):
-            while self._journal.status().head_seq == trainer.seq and not self._stop.is_set():
-                self._let_others_go_first()
-                self._state = "sleeping"
-                started = time.perf_counter()
-                if next(sleep, None) is None:
-                    sleep_left = None
-                    break
-                self._observed_step(time.perf_counter() - started)
+        self._state, is_over = "sleeping", False
+        while not is_over and not self._awoken(trainer):
+            self._pace.before_step(SLEEP, lambda: self._awoken(trainer))
+            is_over = not self._awoken(trainer) and self._step(sleep)
         torch.set_num_threads(1)
-        if sleep_left is None:
+        if is_over:
             self._publish(trainer, "slept")
-        return sleep_left
+        return None if is_over else sleep
+
+    def _awoken(self, trainer: Trainer) -> bool:
+        return self._stop.is_set() or self._journal.status().head_seq != trainer.seq
+
+    def _step(self, steps: Iterator[int]) -> bool:
+        """One step of work, measured and marked; True where it was the last."""
+        started = time.perf_counter()
+        with self._activity(0):
+            is_over = next(steps, None) is None
+        self._observed_step(time.perf_counter() - started)
+        return is_over
 
     def _rest(self, trainer: Trainer) -> None:
         """Sleeps until the journal grows, somebody waits for an answer, or a snapshot or version is due."""
@@ -274,29 +294,29 @@ class Learner:
             self._publish(trainer, "learned")
             unpublished = False
         if not unpublished:
-            self._state, self._behind_since = "idle", None
+            self._state = "idle"
         waits = [self._keeper.due_in_s(trainer), self._next_publish_at - time.monotonic() if unpublished else None]
         known = [wait for wait in waits if wait is not None]
         self._wake.wait(max(0.0, min(known)) if known else None)
         self._wake.clear()  # what is awaited or appended after this line is seen in the turn to come, or wakes again
 
-    def _learn(self, trainer: Trainer, batch: Sequence[Entry]) -> None:
+    def _learn(self, trainer: Trainer, batch: Sequence[Entry]) -> bool:
+        """Learns one request; False where it was told to stop before it could begin."""
         self._state = "learning"
-        if self._behind_since is None:
-            self._behind_since = batch[0].taught_at
-        evictions = trainer.memory.evictions
-        with self._activity(sum(1 for entry in batch if entry.kind == "sample" and entry.code is not None)):
+        evictions, before = trainer.memory.evictions, batch[0].seq - 1
+        if not self._pace.before_step(LEARN, lambda: self._urgency.after(before)):
+            return False
+        with self._activity(0):
             self._score(trainer, batch)
-            started = time.perf_counter()
-            for _ in trainer.take(batch):
-                self._observed_step(time.perf_counter() - started)
-                self._let_others_go_first()
-                if time.monotonic() > self._stop_by:
-                    raise _Stopping
-                started = time.perf_counter()
-            self._observed_step(time.perf_counter() - started)
-        if trainer.memory.evictions > evictions:
-            self._observer.evicted(trainer.memory.evictions - evictions)
+        steps = trainer.take(batch)
+        while not self._step(steps):
+            self._pace.before_step(LEARN, lambda: self._urgency.after(before))
+            if time.monotonic() > self._stop_by:
+                raise _Stopping
+        with self._activity(sum(1 for entry in batch if entry.kind == "sample" and entry.code is not None)):
+            if trainer.memory.evictions > evictions:
+                self._observer.evicted(trainer.memory.evictions - evictions)
+        return True
 
     def _score(self, trainer: Trainer, batch: Sequence[Entry]) -> None:
         """Prequential accuracy: the last snapshot answers before the batch is learned."""
@@ -320,17 +340,7 @@ class Learner:
         names = {record.class_id: record.name for record in self._journal.classes()}
         self._made, accuracy = trainer.candidate(names, self._clock())
         self._note_verdict(trainer)
-        memory = trainer.memory
-        self._memory = MemoryStatus(
-            memory.slots,
-            memory.used,
-            memory.used_bytes,
-            self._settings.replay_bytes,
-            memory.evictions,
-            self._settings.codec,
-            trainer.holdout_bytes(),
-            memory.counts(),
-        )
+        self._memory = memory_status(trainer.memory, trainer.holdout_bytes(), self._settings.codec)
         self._next_publish_at = started + (time.monotonic() - started) / PUBLISH_SHARE
         if self._serve(self._made, accuracy):
             self._observer.published(cause)
@@ -340,7 +350,6 @@ class Learner:
             return False
         self._snapshot, self._accuracy = snapshot, accuracy
         self._journal.learned_seq = snapshot.seq
-        self._behind_since = None
         self._waiters.reach(snapshot.seq)
         return True
 
@@ -348,30 +357,23 @@ class Learner:
         verdict = trainer.last_verdict
         if verdict is None:
             return
-        self._gate = {
-            "reason": verdict.reason,
-            "trained_weight": verdict.weight,
-            "temperature": verdict.temperature,
-            "holdout": verdict.holdout,
-            "floor_correct": verdict.floor_correct,
-            "candidate_correct": verdict.candidate_correct,
-            "negative_flips": verdict.negative_flips,
-        }
+        self._gate = gate_facts(verdict)
         if verdict.reason.startswith("kept out"):
             self._rejected = verdict.reason
             self._observer.rejected("holdout")
-
-    def _let_others_go_first(self) -> None:
-        deadline = time.monotonic() + YIELD_S
-        while self._busy() and not self._stop.is_set() and time.monotonic() < deadline:
-            self._state = "yielding"
-            self._stop.wait(0.002)
-        self._state = "learning"
 
     def _observed_step(self, seconds: float) -> None:
         self._steps += 1
         self._last_step_s = seconds
         self._observer.step(seconds)
+
+    def _starve(self, cause: str) -> None:
+        """Gives back what the trainer held and waits a while: a death would bring it down for good after the third."""
+        logger.warning("the learner ran out of memory, next try in %.0f s: %s", STARVED_S, cause)
+        self._state, self._unread = "waiting", "memory was out in the middle of a step; what was taught waits in the journal"
+        if not self._restored.done():
+            self._restored.set_result(None)  # serving does not wait for it
+        self._stop.wait(STARVED_S)
 
     def _died(self) -> bool:
         """Counts a death; True when it was one too many."""

@@ -5,6 +5,7 @@ Made by the learner thread, read by any; one reference swap publishes it. Nothin
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from latentd.learning.adaptive import TrainedHead
 from latentd.learning.analytic import LinearHead
 from latentd.learning.blocks import UpperBlocks
+from latentd.learning.place import answering
+from latentd.trouble import FAILURES, Trouble, in_halves, trouble_of
 
+logger = logging.getLogger(__name__)
 UNKNOWN = "unknown"
 
 
@@ -32,7 +36,9 @@ class AdaptedHead:
 
     def scores(self, tokens: NDArray[np.float32]) -> NDArray[np.float32]:
         """Tokens after block `split`, as they are stored, (B, N, D) -> logits (B, C)."""
-        scores: NDArray[np.float32] = (self.blocks.features(tokens) @ self.head.weight + self.head.bias) / np.float32(self.temperature)
+        queue = answering(self.blocks)
+        features = np.concatenate(in_halves(lambda rows: self.blocks.features(rows, queue), tokens))
+        scores: NDArray[np.float32] = (features @ self.head.weight + self.head.bias) / np.float32(self.temperature)
         return scores
 
 
@@ -67,7 +73,13 @@ class Snapshot:
         """
         floor = softmax((features @ self.analytic.weight + self.analytic.bias) / self.temperature)
         if self.adapted is not None and tokens is not None:
-            return blend(floor, self.class_ids, softmax(self.adapted.scores(tokens)), self.adapted.class_ids, self.weight)
+            try:
+                return blend(floor, self.class_ids, softmax(self.adapted.scores(tokens)), self.adapted.class_ids, self.weight)
+            except FAILURES as error:
+                if trouble_of(error) is Trouble.OTHER:
+                    raise
+                logger.warning("the floor answers alone, for the device of the adapted blocks fails: %s", error)
+                return floor
         if self.trained is None or self.weight == 0.0:
             return floor
         return blend(floor, self.class_ids, softmax(self.trained.scores(features)), self.trained.class_ids, self.weight)

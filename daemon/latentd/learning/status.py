@@ -1,14 +1,30 @@
-"""What the learner tells of itself: values that any thread may read."""
+"""What the learner tells of itself: values that any thread may read, and who hears of its steps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Protocol
+
+from latentd.learning.gate import Verdict
+from latentd.replay.memory import ReplayMemory
+
+
+class LearnerObserver(Protocol):
+    """What the metrics hear of the learner; called on its thread."""
+
+    def step(self, seconds: float) -> None: ...
+    def published(self, cause: str) -> None: ...
+    def rejected(self, reason: str) -> None: ...
+    def evicted(self, count: int) -> None: ...
+    def waited(self, cause: str, seconds: float) -> None: ...
 
 
 @dataclass(frozen=True)
 class LearnerStatus:
-    """state: idle, learning, yielding, sleeping, failed, stopped. watermark_seq: the log up to here takes part in the published answers."""
+    """state: idle, learning, yielding, waiting, sleeping, failed, stopped. watermark_seq: the log up to here takes part in the published
+    answers. waited_s: seconds that it waited for power, temperature, throttling, memory or building, so far.
+    device: where it computes, cpu or cuda; device_reason: why not on the one that was wanted.
+    """
 
     state: str
     reason: Optional[str]
@@ -20,6 +36,9 @@ class LearnerStatus:
     deaths: int
     last_publish_rejected: Optional[str]
     gate: Dict[str, Any]
+    waited_s: Dict[str, float] = field(default_factory=dict)
+    device: str = "cpu"
+    device_reason: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -34,3 +53,22 @@ class MemoryStatus:
     codec: str
     holdout_bytes: int
     classes: Dict[int, int]
+
+
+def gate_facts(verdict: Verdict) -> Dict[str, Any]:
+    """What the gate decided about the newest version, for whoever asks why."""
+    return {
+        "reason": verdict.reason,
+        "trained_weight": verdict.weight,
+        "temperature": verdict.temperature,
+        "holdout": verdict.holdout,
+        "floor_correct": verdict.floor_correct,
+        "candidate_correct": verdict.candidate_correct,
+        "negative_flips": verdict.negative_flips,
+    }
+
+
+def memory_status(memory: ReplayMemory, holdout_bytes: int, codec: str) -> MemoryStatus:
+    return MemoryStatus(
+        memory.slots, memory.used, memory.used_bytes, memory.budget_bytes, memory.evictions, codec, holdout_bytes, memory.counts()
+    )

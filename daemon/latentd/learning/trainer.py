@@ -16,7 +16,8 @@ from latentd.learning.accuracy import AccuracyReport, Prequential, report
 from latentd.learning.adapted import Adapted
 from latentd.learning.adaptive import AdaptiveHead, TrainedHead
 from latentd.learning.analytic import LinearHead, RidgeSums
-from latentd.learning.gate import Opinion, Verdict, judge
+from latentd.learning.gate import MAX_NEGATIVE_FLIPS, MIN_HOLDOUT, TEMPERATURES, Opinion, Verdict, answers_of, decide, judge
+from latentd.learning.place import Place
 from latentd.learning.snapshot import AdaptedHead, Snapshot
 from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import ReplayMemory
@@ -43,10 +44,14 @@ class TrainerSettings:
 class Trainer:
     """The learner's state, changed by `take` and `sleep` alone.
 
-    adapted: the blocks above the split, where tokens are stored for them; they take the place of the trained head.
+    adapted: the blocks above the split, where tokens are stored for them; they take the place of the trained head. place: where either
+    computes.
     """
 
-    def __init__(self, codec: LatentCodec, width: int, settings: TrainerSettings, adapted: Optional[Adapted] = None) -> None:
+    def __init__(
+        self, codec: LatentCodec, width: int, settings: TrainerSettings, adapted: Optional[Adapted] = None, place: Optional[Place] = None
+    ) -> None:
+        self.place = place or Place()
         self._codec = codec
         self._width = width
         self._settings = settings
@@ -78,7 +83,11 @@ class Trainer:
             fresh += [entry] if brings else []
         if self.adapted is not None:
             yield 0
-            self.adapted.learn(*_codes_and_classes(fresh))
+            codes, class_ids = _codes_and_classes(fresh)
+            self.adapted.learn(codes, class_ids, self.features(codes), batch[0].seq)
+            if self.adapted.wants_rivals():
+                yield 0
+                self.adapted.set_rivals(self.sums.solve())
         else:
             yield from self._train(fresh, batch[0].seq)
 
@@ -92,6 +101,7 @@ class Trainer:
         sleeps = self.adapted.sleeps
         yield from self.adapted.sleep(self.memory, self._holdout, self.sums.count)
         self.version += self.adapted.sleeps - sleeps
+        self.adapted.set_rivals(self.sums.solve())
 
     def tokens(self, codes: Sequence[bytes]) -> Optional[NDArray[np.float32]]:
         """(B, N, D) decoded tokens; None where none are stored."""
@@ -225,7 +235,7 @@ class Trainer:
 
     def _new_head(self, mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> AdaptiveHead:
         rate, smoothing = self._settings.learning_rate, self._settings.label_smoothing
-        return AdaptiveHead(mean, deviation, learning_rate=rate, label_smoothing=smoothing, seed=self._settings.seed)
+        return AdaptiveHead(mean, deviation, learning_rate=rate, label_smoothing=smoothing, seed=self._settings.seed, place=self.place)
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
@@ -240,7 +250,7 @@ class Trainer:
         columns = np.array([column[class_id] for class_id, _ in held.values()], dtype=np.int64)
         features = self.features([code for _, code in held.values()])
         part, opinion = self._trained_part(names, list(held), features)
-        verdict = judge(analytic, opinion, features, columns)
+        verdict = self._weighed(judge(analytic, opinion, features, columns), analytic, features, columns, opinion)
         self.last_verdict = verdict
         labels = tuple(names[class_id] for class_id in analytic.class_ids)
         snapshot = Snapshot(
@@ -270,6 +280,31 @@ class Trainer:
             return None, None
         trained = self.head.frozen()
         return trained, Opinion(trained.class_ids, trained.scores(features))
+
+    def _weighed(
+        self,
+        verdict: Verdict,
+        analytic: LinearHead,
+        features: NDArray[np.float32],
+        columns: NDArray[np.int64],
+        opinion: Optional[Opinion],
+    ) -> Verdict:
+        """The verdict of what was answered before it was learned, where there are adapted blocks and enough of it; the hold-out only
+        objects where it would flip too much.
+        """
+        table = self.adapted.evidence.table(analytic.class_ids) if self.adapted is not None else None
+        if opinion is None or table is None or len(table.columns) < MIN_HOLDOUT:
+            return verdict
+        own = Opinion(analytic.class_ids, table.own, TEMPERATURES)
+        found = decide(analytic.class_ids, table.floor, own, table.columns, table.groups, "before learning")
+        scores = features @ analytic.weight + analytic.bias
+        floor = answers_of(analytic.class_ids, scores, found.temperature)
+        cooled = Opinion(opinion.class_ids, opinion.scores / np.float32(found.opinion_temperature))
+        answers = answers_of(analytic.class_ids, scores, found.temperature, cooled, found.weight)
+        flips = int(((floor == columns) & (answers != columns)).sum())
+        if flips > MAX_NEGATIVE_FLIPS * len(columns):
+            return replace(found, weight=0.0, answers=floor, reason=f"kept out: {flips} negative flips of {len(columns)} on the hold-out")
+        return replace(found, answers=answers)
 
     # --- checkpoint ---------------------------------------------------------------------------------------------------
 

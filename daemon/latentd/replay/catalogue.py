@@ -36,6 +36,7 @@ from latentd.replay.records import (
 from latentd.replay.store import Store
 
 KEY_LIFETIME_S = 24 * 3600.0
+CLOCK_SET_S = 1735689600.0  # 2025-01-01: what is dated before was dated by a clock that was not set yet, and its age is unknown
 PRUNE_AGAIN_S = 60.0  # after a search for spent records that found too little
 _ROW_BYTES = 800  # of a record with its keys and indexes, rounded up
 _PRUNE = 1024
@@ -264,7 +265,7 @@ class Catalogue:
     def recall(self, key: str, learned_seq: int) -> Optional[Recalled]:
         data = self._store.get(_key_of(key))
         body = {} if data is None else json.loads(data)
-        if not body or body["at"] < self._clock() - KEY_LIFETIME_S:
+        if not body or CLOCK_SET_S <= body["at"] < self._clock() - KEY_LIFETIME_S:
             return None
         rows = [(seq, self._log.sample(seq)) for seq in body["seqs"]]
         records = (_pruned(seq, body["at"]) if row is None else self._record(row, learned_seq) for seq, row in rows)
@@ -340,7 +341,7 @@ class Catalogue:
             self.stored -= 1
 
     def _require_budget(self, more_bytes: int) -> None:
-        if self._lacks(more_bytes) and self._clock() >= self._prune_at:
+        if self._lacks(more_bytes) and not 0 < self._prune_at - self._clock() <= PRUNE_AGAIN_S:  # more: the clock was set back
             self._prune(more_bytes)
         if self._lacks(more_bytes):
             raise BudgetFull(f"the journal holds {self._store.size_bytes()} of {self._limits.budget_bytes} bytes")

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Callable, Deque, Dict, List, NamedTuple, Optio
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.errors import EngineError, LatentdError, LatentNotFinite, NotReady, Overloaded
+from latentd.errors import EngineError, LatentdError, LatentNotFinite, NotReady, OutOfMemory, Overloaded
+from latentd.trouble import Trouble, trouble_of
 
 if TYPE_CHECKING:
     from latentd.energy.ledger import Activity, EnergyLedger
     from latentd.engines.stage import Encoded, FrozenStage
 
 STARVED_S = 1.0  # a learn image that waited longer goes first, so that steady classify traffic can't stop learning
-FAILURES_TO_DIE = 3  # runs of the stage that fail one after the other: its device context is beyond help
+FAILURES_TO_DIE = 3  # runs of the stage that fail one after the other: its device context is beyond help, though it does not say so
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Batcher:
         self.last_success_at: Optional[float] = None  # on `clock`: when an image last came out of the stage in finite numbers
         self._ledger = ledger
         self._observer = observer
-        self._max_batch = max_batch
+        self.max_batch = max_batch
         self._on_death = on_death
         self._clock = clock
         self._changed = threading.Condition()
@@ -248,7 +249,7 @@ class Batcher:
         while any(self._queues.values()):
             waiting = sum(map(len, self._queues.values()))
             shared = self._lanes > 1 and (waiting > 1 or bool(self._running))
-            tickets = self._pop(self._next_priority(), 1 if shared else self._max_batch)
+            tickets = self._pop(self._next_priority(), 1 if shared else self.max_batch)
             if tickets:  # else all that was popped had been cancelled, and the other queue comes next
                 return Batch(tickets, shared, self._clock())
         return None
@@ -309,13 +310,18 @@ class Batcher:
             ticket.future.set_result(EncodedImage(encoded.features[row], tokens, queue_s, ticket.decode_s, frozen_s))
 
     def _fail(self, batch: Sequence[Ticket], error: Exception) -> None:
+        """Fails these images. A device without memory is waited for; one whose context is lost needs a new process at once."""
+        trouble = trouble_of(error)
         with self._changed:
-            self._failures += 1
+            self._failures += trouble is not Trouble.MEMORY
             failures = self._failures
         log.error("a run of the frozen stage failed (%d in a row)", failures, exc_info=error)
+        kind = OutOfMemory if trouble is Trouble.MEMORY else EngineError
         for ticket in batch:
-            ticket.future.set_exception(EngineError(f"The frozen stage failed: {error}"))
-        if failures >= FAILURES_TO_DIE:
+            ticket.future.set_exception(kind(f"The frozen stage failed: {error}"))
+        if trouble is Trouble.CONTEXT:
+            raise EngineError("The frozen stage lost its device, and no run succeeds before latentd starts again.") from error
+        if failures >= FAILURES_TO_DIE and trouble is not Trouble.MEMORY:
             raise EngineError(f"The frozen stage failed {failures} times in a row.") from error
 
     def _refuse(self, why: LatentdError) -> bool:

@@ -9,13 +9,17 @@ import functools
 import logging
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Callable, Optional, Tuple
 
+from latentd import headroom
 from latentd.config import Config
+from latentd.energy import battery
 from latentd.energy.ledger import EnergyLedger
 from latentd.energy.meter_thread import MeterThread
 from latentd.engines.choose import Choice, choose
+from latentd.engines.enduring import enduring
 from latentd.engines.onnx import usable_cores
 from latentd.engines.stage import StageSpec, stage_spec
 from latentd.engines.upgrade import Upgrade
@@ -23,12 +27,15 @@ from latentd.errors import ConfigError, LatentdError
 from latentd.learning.adapted import Adapted, SleepSettings
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.learner import Learner, LearnerSettings
+from latentd.learning.place import Place
+from latentd.learning.restraint import Limits, Restraint, Senses
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import LatentCodec
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
+from latentd.service.memory_plan import MemoryPlan, make_plan
 from latentd.service.metrics import Metrics
 from latentd.service.parts import Parts
 from latentd.service.pipeline import Pipeline
@@ -39,6 +46,7 @@ from latentd.vision.probe import probe_images
 
 STOP_S = 30.0  # how long one part may take to end
 CATCH_UP_S = 30.0  # how long serving waits for what was taught after the last checkpoint
+CATCH_UP_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +60,8 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     metrics = Metrics()
     backbone = checkpoints.find(config.cache_dir, config.backbone.name)
     spec = stage_spec(config, backbone)
-    choice_of = functools.lru_cache(maxsize=1)(lambda: choose(config, backbone))  # before its turn only where latents are measured
+    # Before its turn only where latents are measured.
+    choice_of = functools.lru_cache(maxsize=1)(lambda: enduring(choose(config, backbone), config, backbone))
     codec = latent_codec(config, spec, backbone, lambda: choice_of().stage)
     journal = _journal(config, spec, codec, metrics, until_stop)
     ledger, meters = _energy(config, journal, until_stop)
@@ -65,33 +74,60 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     decode = functools.partial(images.decode, size=spec.image_size, limits=limits)
     pipeline = Pipeline(batcher, decode, config.engine.decode_threads, metrics)
     until_stop.callback(pipeline.close)
+    plan = make_plan(config, backbone.shape, spec, codec, engine=(*(pending.name for pending in choice.pending), choice.stage.name)[0])
+
+    def publish(newer: Choice) -> None:
+        parts.choice = newer
+
+    def has_answered() -> bool:
+        return batcher.last_success_at is not None
+
+    upgrade = Upgrade(choice, batcher.replace, publish, has_answered, lambda: _no_room(config.memory.build_bytes))
+    restraint = _restraint(config, plan, ledger, meters, upgrade)
     parts = Parts(
         config=config,
         choice=choice,
         pipeline=pipeline,
         journal=journal,
-        learner=_learner(config, backbone, spec, codec, journal, ledger, batcher, metrics, until_stop),
+        learner=_learner(config, backbone, spec, codec, journal, ledger, batcher, metrics, restraint, until_stop),
         ledger=ledger,
         codec=codec,
         metrics=metrics,
         readiness=Readiness(batcher, probe_images(spec.image_size)[0]),
         pending=PendingBytes(max(config.http.max_pending_bytes, config.http.max_body_bytes)),
         temperatures_c=lambda: meters.temperatures_c,
+        board=lambda: meters.board,
+        battery_charge=lambda: battery.charge_ratio(Path("/")),
+        memory_plan=plan,
+        restrain=lambda newer: restraint.obey(_limits(newer, plan)),
     )
-    _upgrade(parts, until_stop)
+    until_stop.callback(upgrade.stop, STOP_S)
+    upgrade.start()
     return parts
 
 
-def _upgrade(parts: Parts, until_stop: ExitStack) -> None:
-    """What must be built to serve is built beside what serves already."""
+def _no_room(needed_bytes: int) -> Optional[str]:
+    """Why no engine can be built now: with little memory a build fails, or takes slower kernels for good."""
+    available, _, bounded_by = headroom.read()
+    if available is None or available >= needed_bytes:
+        return None
+    return f"{bounded_by} has {available >> 20} MiB of memory available, building takes {needed_bytes >> 20} (memory.build_bytes)"
 
-    def publish(choice: Choice) -> None:
-        parts.choice = choice
 
-    batcher = parts.batcher
-    upgrade = Upgrade(parts.choice, batcher.replace, publish, lambda: batcher.last_success_at is not None)
-    until_stop.callback(upgrade.stop, STOP_S)
-    upgrade.start()
+def _restraint(config: Config, plan: MemoryPlan, ledger: EnergyLedger, meters: MeterThread, upgrade: Upgrade) -> Restraint:
+    """What holds the learner back on this device."""
+    senses = Senses(
+        power_w=lambda: ledger.power_w,
+        temperatures_c=lambda: meters.temperatures_c,
+        throttled=lambda: meters.board.throttled,
+        headroom=headroom.read,
+        building=lambda: upgrade.building,
+    )
+    return Restraint(_limits(config, plan), senses)
+
+
+def _limits(config: Config, plan: MemoryPlan) -> Limits:
+    return Limits(config.energy.budget_w, config.energy.max_temperature_c, config.memory.reserve_bytes, plan.needs_bytes())
 
 
 def _journal(config: Config, spec: StageSpec, codec: LatentCodec, metrics: Metrics, until_stop: ExitStack) -> Journal:
@@ -153,6 +189,7 @@ def _learner(
     ledger: EnergyLedger,
     batcher: Batcher,
     metrics: Metrics,
+    restraint: Restraint,
     until_stop: ExitStack,
 ) -> Learner:
     learn = config.learn
@@ -166,14 +203,19 @@ def _learner(
         learn.replay_bytes,
         learn.sleep_threads or usable_cores(),
     )
+
+    def make_trainer() -> Trainer:
+        place = Place.of(learn.device)
+        return Trainer(codec, spec.features_width, training, adapted(place), place)
+
     learner = Learner(
         journal,
-        lambda: Trainer(codec, spec.features_width, training, adapted()),
+        make_trainer,
         settings,
         observer=metrics,
         busy=batcher.busy,
         activity=lambda samples: ledger.activity("learn", samples=samples),
-        clock=time.time,
+        restraint=restraint,
     )
     until_stop.callback(learner.stop, STOP_S)
     learner.start()
@@ -181,17 +223,22 @@ def _learner(
     return learner
 
 
-def _adapted(config: Config, backbone: checkpoints.Backbone, spec: StageSpec, codec: LatentCodec) -> Callable[[], Optional[Adapted]]:
+def _adapted(config: Config, backbone: checkpoints.Backbone, spec: StageSpec, codec: LatentCodec) -> Callable[[Place], Optional[Adapted]]:
     """Makes the blocks that learn, untrained, where tokens are stored for them; the pretrained blocks are read once."""
     if codec.tokens is None or config.learn.sleep_epochs <= 0:
-        return lambda: None
+        return lambda place: None
     base, settings = UpperBlocks.load(backbone, spec.split), SleepSettings.of(config.learn)
-    return lambda: Adapted(base, codec, settings)
+    return lambda place: Adapted(base, codec, settings, place)
 
 
 def _catch_up(journal: Journal, learner: Learner) -> None:
-    """What was acknowledged before a crash takes part in the first answer; a learner that is down or slow must not keep serving down."""
-    try:
-        learner.learned(journal.status().head_seq).result(CATCH_UP_S)
-    except (LatentdError, FutureTimeoutError):
+    """What was acknowledged before a crash takes part in the first answer; a learner that is down, slow or waiting must not keep serving
+    down.
+    """
+    learned = learner.learned(journal.status().head_seq)
+    deadline = time.monotonic() + CATCH_UP_S
+    while not learned.done() and time.monotonic() < deadline and learner.status().state != "waiting":
+        with suppress(LatentdError, FutureTimeoutError):
+            learned.result(CATCH_UP_POLL_S)
+    if not learned.done() or learned.exception() is not None:
         log.warning("serving starts %d samples behind what was taught; the learner goes on", learner.status().lag_samples)

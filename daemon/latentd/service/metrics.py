@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STAGES = ("queue", "decode", "frozen", "adaptive")
-LEARNER_STATES = ("idle", "learning", "yielding", "failed", "stopped")
+LEARNER_STATES = ("idle", "learning", "yielding", "waiting", "sleeping", "failed", "stopped")
 _METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -30,7 +30,7 @@ class Metrics:
     """The registry of one daemon and everything that is counted as it happens.
 
     It is the observer of the batcher (stage, batch, refused), of the journal (fsync) and of the learner (step, published, rejected,
-    evicted).
+    evicted, waited).
     """
 
     def __init__(self) -> None:
@@ -52,6 +52,9 @@ class Metrics:
         self._published = Counter("latentd_versions_published", "Versions published.", ("cause",), registry=registry)
         self._not_published = Counter("latentd_publish_rejected", "Versions that the gate refused.", ("reason",), registry=registry)
         self._evicted = Counter("latentd_replay_evictions", "Latents that gave way to others in the replay memory.", registry=registry)
+        self._waited_s = Counter(
+            "latentd_learner_waited_seconds", "Time that the learner waited, by what for.", ("cause",), registry=registry
+        )
         self._fsync_s = Histogram("latentd_journal_fsync_duration_seconds", "Time of one durable commit.", buckets=_FAST, registry=registry)
 
     def request(self, scope: Scope, status: int, duration_s: float) -> None:
@@ -89,6 +92,9 @@ class Metrics:
     def evicted(self, count: int) -> None:
         self._evicted.inc(count)
 
+    def waited(self, cause: str, seconds: float) -> None:
+        self._waited_s.labels(cause).inc(seconds)
+
     def watch(self, parts: Parts) -> None:
         """Adds the gauges that are read from the parts at every scrape."""
         self.registry.register(_Gauges(parts))
@@ -107,7 +113,16 @@ class _Gauges(Collector):
         return ()  # registering must not read the parts
 
     def collect(self) -> Iterable[Metric]:
-        readers: Tuple[Callable[[Parts], Iterable[Metric]], ...] = (_build, _queues, _learner, _memory, _accuracy, _energy, _journal)
+        readers: Tuple[Callable[[Parts], Iterable[Metric]], ...] = (
+            _build,
+            _queues,
+            _learner,
+            _memory,
+            _accuracy,
+            _energy,
+            _board,
+            _journal,
+        )
         for read in readers:
             yield from read(self._parts)
 
@@ -148,6 +163,10 @@ def _memory(parts: Parts) -> Iterable[Metric]:
     yield _gauge("replay_slots", "Latents that the replay memory can hold.", memory.slots)
     yield _gauge("replay_used", "Latents in the replay memory.", memory.used)
     yield _gauge("replay_bytes", "Bytes of the latents in the replay memory.", memory.used_bytes)
+    available = parts.headroom().available_bytes
+    if available is not None:
+        yield _gauge("memory_available_bytes", "Memory that can still be had.", available)
+    yield _gauge("memory_planned_bytes", "Memory that latentd takes at its worst moment.", parts.memory_plan.planned_bytes)
 
 
 def _accuracy(parts: Parts) -> Iterable[Metric]:
@@ -176,6 +195,16 @@ def _energy(parts: Parts) -> Iterable[Metric]:
     yield CounterMetricFamily("latentd_energy_gap_seconds", "Time without a reading.", value=report.gap_s)
     known = {name: celsius for name, celsius in parts.temperatures_c().items() if celsius is not None}
     yield _gauges("temperature_celsius", "Temperatures of the board.", "sensor", known)
+
+
+def _board(parts: Parts) -> Iterable[Metric]:
+    board = parts.board()
+    clocks = {unit: clock.now_hz for unit, clock in board.clocks.items() if clock.now_hz is not None}
+    yield _gauges("clock_hertz", "Clocks now.", "unit", clocks)
+    causes = {cause: float(cause in board.throttled) for cause in ("thermal", "over-current")}
+    yield _gauges("throttled", "1 while the board slows itself down.", "cause", causes)
+    if board.power_mode is not None:
+        yield InfoMetricFamily("latentd_power_mode", "The power mode of a Jetson.", value={"mode": board.power_mode})
 
 
 def _journal(parts: Parts) -> Iterable[Metric]:

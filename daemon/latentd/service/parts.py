@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Callable, Dict, Mapping, Optional, Set, Tuple
 
 from starlette.requests import Request
 
+from latentd import headroom
+from latentd.energy.board import Board
+from latentd.headroom import Headroom
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
+from latentd.service.memory_plan import MemoryPlan
 from latentd.service.metrics import Metrics
 from latentd.service.pipeline import Pipeline
 from latentd.service.readiness import Readiness
@@ -27,8 +31,8 @@ if TYPE_CHECKING:
 class Parts:
     """Everything a request can reach.
 
-    open_connections: how many the server holds. keys_in_flight: the Idempotency-Key of each request that still runs. needs_restart: keys
-    whose values in the configuration files are not those in force.
+    restrain: has the learner keep to the limits of this configuration. open_connections: how many the server holds. keys_in_flight: the
+    Idempotency-Key of each request that still runs. needs_restart: keys whose values in the configuration files are not those in force.
     """
 
     config: Config
@@ -42,9 +46,13 @@ class Parts:
     readiness: Readiness
     pending: PendingBytes
     temperatures_c: Callable[[], Mapping[str, Optional[float]]]
+    board: Callable[[], Board] = Board
+    battery_charge: Callable[[], Optional[float]] = lambda: None
+    memory_plan: MemoryPlan = field(default_factory=MemoryPlan)
+    headroom: Callable[[], Headroom] = lambda: headroom.read()
+    restrain: Callable[[Config], None] = lambda config: None
     open_connections: Callable[[], int] = lambda: 0
     needs_restart: Tuple[str, ...] = ()
-    started_at: float = field(default_factory=time.time)
     started_on: float = field(default_factory=time.monotonic)
     keys_in_flight: Set[str] = field(default_factory=set)
 

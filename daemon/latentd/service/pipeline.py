@@ -19,7 +19,7 @@ from typing import Any, Callable, List, Sequence, Tuple, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.errors import LatentdError
+from latentd.errors import LatentdError, OutOfMemory
 from latentd.service.batcher import Batcher, EncodedImage, Observer, Priority, Ticket
 
 Decode = Callable[[bytes], NDArray[np.uint8]]
@@ -111,6 +111,10 @@ class Pipeline:
             pixels = self._decode(data)
         except LatentdError as refused:
             self.batcher.give_back(ticket, refused)
+            return
+        except MemoryError:
+            log.exception("no memory to decode an image of %d bytes", len(data))
+            self.batcher.give_back(ticket, OutOfMemory("There was not enough memory to decode this image."))
             return
         except Exception:  # a border: a bug that one image uncovers must not take the others along
             log.exception("the decoder broke on an image of %d bytes", len(data))

@@ -22,12 +22,14 @@ from latentd.errors import (
     LatentdError,
     MethodNotAllowed,
     NotFound,
+    OutOfMemory,
     TooLarge,
     Unprocessable,
     UnsupportedMedia,
 )
 from latentd.service.answers import json_bytes, request_id
 from latentd.service.schemas import Problem
+from latentd.trouble import is_shortage
 
 PROBLEM_JSON = "application/problem+json"
 METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
@@ -62,8 +64,10 @@ def answer(error: LatentdError, request: Optional[str] = None, headers: Optional
 
 
 def unexpected(error: BaseException, request: Optional[str]) -> LatentdError:
-    """The problem of a bug; the traceback goes to the log, not to the client."""
+    """The problem of a bug, or of a device without memory, which is none; the traceback goes to the log, not to the client."""
     log.error("request %s failed", request, exc_info=error)
+    if is_shortage(error):
+        return OutOfMemory("There was not enough memory for this request.")
     return LatentdError(f"Something in latentd broke while it served request {request}.")
 
 

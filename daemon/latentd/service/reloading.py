@@ -14,7 +14,7 @@ from latentd.config import SECTIONS, Config, as_table
 log = logging.getLogger(__name__)
 
 # Read anew by each request or log line. Every other key shaped something at the start: a thread, a buffer, a file, the model itself.
-LIVE = ("http.body_timeout_s", "learn.max_lag_samples", "log.level")
+LIVE = ("http.body_timeout_s", "learn.max_lag_samples", "energy.budget_w", "energy.max_temperature_c", "energy.battery_wh", "log.level")
 
 
 class Reload(NamedTuple):

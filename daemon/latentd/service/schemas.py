@@ -174,6 +174,15 @@ class EngineAttempt(Shape):
     progress: Optional[float] = Field(description="of the build, 0 to 1; null where it is not known")
 
 
+class EngineShortage(Shape):
+    """What memory did not suffice for since the start."""
+
+    count: int = Field(description="runs that the device had no memory for; their images went again, fewer at once")
+    largest_batch: Optional[int] = Field(description="images that one run takes since; null: as many as configured")
+    reason: Optional[str] = Field(description="what the engine said last")
+    moved_from: Optional[str] = Field(description="the engine that had no memory for one image; the CPU serves in its place")
+
+
 class Engine(Shape):
     name: str
     backbone: BackboneRef
@@ -183,10 +192,11 @@ class Engine(Shape):
     width: int
     tokens: int
     attempts: List[EngineAttempt] = Field(description="every engine of the configured order, and why it serves or not")
+    shortage: EngineShortage
 
 
 class Learner(Shape):
-    state: str = Field(description="idle, learning, yielding, failed or stopped")
+    state: str = Field(description="idle, learning, yielding, waiting, sleeping, failed or stopped")
     reason: Optional[str]
     version: int
     watermark_seq: int
@@ -197,6 +207,30 @@ class Learner(Shape):
     deaths: int
     last_publish_rejected: Optional[str]
     gate: Dict[str, Any]
+    waited_s: Dict[str, float] = Field(description="seconds that it waited for power, temperature, throttling, memory or building")
+    device: str = Field(description="where it computes: cpu or cuda")
+    device_reason: Optional[str] = Field(description="why not where it was wanted")
+
+
+class MemoryPart(Shape):
+    name: str
+    planned_bytes: int
+    when: str = Field(description="always, requests, learning, sleeping, building, or system: left to everything else")
+    basis: str = Field(description="limit (of the configuration), counted, or estimate")
+    used_bytes: Optional[int] = Field(description="null where it can't be told for this part alone")
+
+
+class Plan(Shape):
+    """What latentd takes of the memory at its worst moment, and how it stands now."""
+
+    parts: List[MemoryPart]
+    planned_bytes: int
+    resident_bytes: Optional[int] = Field(description="of the process now, without the GPU's memory")
+    available_bytes: Optional[int] = Field(description="MemAvailable, or what a control group's limit leaves")
+    total_bytes: Optional[int]
+    bounded_by: str
+    fits: Optional[bool]
+    images_a_run: int = Field(description="halved when the engine ran out of memory")
 
 
 class Memory(Shape):
@@ -208,6 +242,7 @@ class Memory(Shape):
     codec: str
     holdout_bytes: int = Field(description="latents kept beside it, to measure accuracy")
     classes: Dict[str, int] = Field(description="latents by class")
+    plan: Plan
 
 
 class Journal(Shape):
@@ -230,6 +265,20 @@ class Readiness(Shape):
     last_success_s: Optional[float] = Field(description="seconds since an image passed the engine")
 
 
+class Clock(Shape):
+    now_hz: Optional[float]
+    limit_hz: Optional[float] = Field(description="the most that mode and governor allow")
+
+
+class Board(Shape):
+    power_mode: Optional[str] = Field(description="of a Jetson")
+    cores_online: Optional[int]
+    clocks: Dict[str, Clock] = Field(description="cpu (its fastest core) and gpu")
+    gpu_load_ratio: Optional[float]
+    throttled: Dict[str, List[str]] = Field(description="thermal or over-current: what is held back; empty while nothing is")
+    over_current_events: Optional[int] = Field(description="since boot")
+
+
 class Status(Shape):
     """One page of everything."""
 
@@ -248,6 +297,7 @@ class Status(Shape):
     journal: Journal
     queues: Dict[str, Queue]
     temperatures_c: Dict[str, Optional[float]]
+    board: Board
     needs_restart: List[str] = Field(description="keys that were changed in the configuration files since the start")
 
 
@@ -273,6 +323,7 @@ class Info(Shape):
     python: str
     machine: str
     board: Optional[str]
+    power_mode: Optional[str]
     media_types: List[str]
     limits: Limits
     engine: Engine

@@ -133,6 +133,7 @@ class Daemon:
         else:
             reloading.tell(found)
             self.config = parts.config = found.config
+            parts.restrain(found.config)
             parts.needs_restart = found.needs_restart
             logs.set_level(found.config.log.level)
         if self._vitals.is_ready:

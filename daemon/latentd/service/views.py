@@ -5,10 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Dict, Optional
 
+from latentd import headroom
+from latentd.energy import battery
+from latentd.engines.enduring import EnduringStage, Shortage
+from latentd.learning.trainer import NEW_SHARE
 from latentd.service.answers import rfc3339
 
+RATE_S = 1800.0  # the time whose mean power and samples are "this rate"
+
 if TYPE_CHECKING:
-    from latentd.engines.choose import Choice
+    from latentd.engines.choose import Attempt, Choice
     from latentd.learning.accuracy import AccuracyReport, Score
     from latentd.replay.records import ClassRecord, SampleRecord
     from latentd.service.parts import Parts
@@ -59,6 +65,7 @@ def class_entry(record: ClassRecord, report: Optional[AccuracyReport] = None) ->
 def engine(choice: Choice) -> Dict[str, Any]:
     """Which engine serves, what it computes, and why not the better ones."""
     spec = choice.stage.spec
+    shortage = _shortage(choice)
     return {
         "name": choice.stage.name,
         "backbone": {"name": spec.backbone_name, "sha256": spec.backbone_sha256},
@@ -67,8 +74,24 @@ def engine(choice: Choice) -> Dict[str, Any]:
         "class_tokens": spec.class_tokens,
         "width": spec.width,
         "tokens": spec.tokens,
-        "attempts": [dataclasses.asdict(attempt) for attempt in choice.attempts],
+        "attempts": [dataclasses.asdict(_as_of_now(attempt, choice.stage.name, shortage)) for attempt in choice.attempts],
+        "shortage": dataclasses.asdict(shortage),
     }
+
+
+def _shortage(choice: Choice) -> Shortage:
+    return choice.stage.shortage if isinstance(choice.stage, EnduringStage) else Shortage()
+
+
+def _as_of_now(attempt: Attempt, serving: str, shortage: Shortage) -> Attempt:
+    """What became of an engine, after the CPU took over from one without memory."""
+    if shortage.moved_from is None:
+        return attempt
+    if attempt.state == "serving":
+        return dataclasses.replace(attempt, state="replaced", reason=f"no memory for one image; {serving} serves since")
+    if attempt.engine == serving:
+        return dataclasses.replace(attempt, state="serving", reason=f"took over from {shortage.moved_from}")
+    return attempt
 
 
 def learner(parts: Parts) -> Dict[str, Any]:
@@ -83,13 +106,55 @@ def journal(parts: Parts) -> Dict[str, Any]:
 
 
 def energy(parts: Parts, since: Optional[float] = None) -> Dict[str, Any]:
-    """Joules, all or from `since` (unix seconds) on."""
-    return dataclasses.asdict(parts.ledger.report(since))
+    """Joules, all or from `since` (unix seconds) on; the power budget, and how long the battery lasts."""
+    report = parts.ledger.report(since)
+    budget_w = parts.config.energy.budget_w or None
+    budget = {"budget_w": budget_w, "is_enforced": budget_w is not None and report.meter.power_w is not None}
+    return {**dataclasses.asdict(report), "budget": budget, "battery": _battery(parts)}
+
+
+def _battery(parts: Parts) -> Optional[Dict[str, Any]]:
+    settings, learn = parts.config.energy, parts.config.learn
+    if not settings.battery_wh:
+        return None
+    recent, life, new_samples = parts.ledger.recent(RATE_S), parts.ledger.report(), max(1, round(learn.minibatch * NEW_SHARE))
+    found = battery.estimate(settings.battery_wh, parts.battery_charge(), recent, life, new_samples)
+    return None if found is None else dataclasses.asdict(found)
+
+
+def board(parts: Parts) -> Dict[str, Any]:
+    """How fast the board may run now."""
+    found = parts.board()
+    return {
+        **found._asdict(),
+        "clocks": {unit: clock._asdict() for unit, clock in found.clocks.items()},
+        "throttled": {cause: list(what) for cause, what in found.throttled.items()},
+    }
 
 
 def memory(parts: Parts) -> Dict[str, Any]:
-    """The replay memory, with its samples by class name."""
+    """The replay memory, with its samples by class name, and the plan of all memory beside what is used."""
     names = {record.class_id: record.name for record in parts.journal.classes()}
-    view = dataclasses.asdict(parts.learner.memory())
+    found = parts.learner.memory()
+    view = dataclasses.asdict(found)
     view["classes"] = {names[class_id]: count for class_id, count in view["classes"].items() if class_id in names}
-    return view
+    used = {"replay memory": found.used_bytes, "hold-out": found.holdout_bytes, "request bodies": parts.pending.held}
+    return {**view, "plan": _plan(parts, used)}
+
+
+def _plan(parts: Parts, used: Dict[str, int]) -> Dict[str, Any]:
+    """The memory plan part by part. Where it can be measured for a part alone, what that uses; of the whole always, and what is left."""
+    plan, left, resident = parts.memory_plan, parts.headroom(), headroom.resident_bytes()
+    fits = None
+    if left.available_bytes is not None and resident is not None:
+        fits = plan.planned_bytes + plan.reserve_bytes <= left.available_bytes + resident
+    return {
+        "parts": [{**dataclasses.asdict(part), "used_bytes": used.get(part.name)} for part in plan.parts],
+        "planned_bytes": plan.planned_bytes,
+        "resident_bytes": resident,
+        "available_bytes": left.available_bytes,
+        "total_bytes": left.total_bytes,
+        "bounded_by": left.bounded_by,
+        "fits": fits,
+        "images_a_run": min(parts.batcher.max_batch, _shortage(parts.choice).largest_batch or parts.batcher.max_batch),
+    }

@@ -40,6 +40,12 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.perceive(self.attended(tokens, self.mix(tokens)))
 
+    def class_token(self, tokens: Tensor) -> Tensor:
+        """The first of the tokens that `forward` gives, for a quarter of its work: (B, N, D) -> (B, 1, D)."""
+        query, key, value = self.heads_of(tokens)
+        mixed = F.scaled_dot_product_attention(query[:, :, :1], key, value)  # (B, H, 1, E)
+        return self.perceive(self.attended(tokens[:, :1], mixed.transpose(1, 2).reshape(-1, 1, self.heads * self.head_width)))
+
     def mix(self, tokens: Tensor) -> Tensor:
         """Multi-head self-attention up to its projection: what the heads give, side by side, (B, N, D) -> (B, N, H*E)."""
         count = int(tokens.shape[1])

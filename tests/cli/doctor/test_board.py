@@ -73,6 +73,11 @@ def test_the_power_mode_is_read_from_what_nvpmodel_says(nx: Machine, said: str, 
     assert bool(found.fix) == (state != OK)
 
 
+def test_where_nvpmodel_says_nothing_its_file_does(nx: Machine) -> None:
+    tree(nx.root, {"var/lib/nvpmodel/status": "pmode:0008"})
+    assert board.power_mode(replace(nx, output=lambda command: "")) == Finding("power mode", OK, "mode 8")
+
+
 def test_a_laptop_tells_its_governor(laptop: Machine) -> None:
     assert board.power_mode(laptop).state == OK
     tree(laptop.root, {"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n"})

@@ -9,6 +9,7 @@ import pytest
 from cli.doctor.trees import LAPTOP, STRANGER, configured, tree
 from latentd.cli.doctor import storage
 from latentd.cli.doctor.machine import BROKEN, NOTE, OK, Disk, Finding, Machine, User
+from latentd.config import Config
 
 MIB = 1 << 20
 
@@ -92,8 +93,8 @@ def test_free_space_is_that_of_the_nearest_folder_that_is_there(nx: Machine) -> 
 @pytest.mark.parametrize(("available_mib", "on_nx", "on_laptop"), [(4096, OK, OK), (2000, NOTE, OK), (300, BROKEN, BROKEN)])
 def test_memory_is_judged_by_what_is_available(nx: Machine, laptop: Machine, available_mib: int, on_nx: str, on_laptop: str) -> None:
     text = f"MemTotal: 6996988 kB\nMemAvailable: {available_mib << 10} kB\n"
-    assert storage.memory(tree(nx.root, {"proc/meminfo": text})).state == on_nx
-    assert storage.memory(tree(laptop.root, {"proc/meminfo": text})).state == on_laptop
+    assert storage.memory(tree(nx.root, {"proc/meminfo": text}), Config()).state == on_nx
+    assert storage.memory(tree(laptop.root, {"proc/meminfo": text}), Config()).state == on_laptop
 
 
 def test_swap_is_missed_on_a_jetson_only(nx: Machine, laptop: Machine) -> None:

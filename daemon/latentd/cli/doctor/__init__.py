@@ -51,7 +51,7 @@ def examine(machine: Machine, folder: Path, user: User) -> List[Finding]:
         board.sensors(machine, settings.energy.meters),
         storage.state_folder(machine, settings, user),
         storage.disk(machine, settings),
-        storage.memory(machine),
+        storage.memory(machine, settings),
         storage.swap(machine),
         board.power_mode(machine),
         network.port(settings),

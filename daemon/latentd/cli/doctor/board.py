@@ -8,6 +8,7 @@ from typing import Any, Callable, Sequence
 
 from latentd.cli.doctor.machine import BROKEN, NOTE, OK, READ, WRITE, Finding, Machine, User, is_device_or_file
 from latentd.energy import thermal
+from latentd.energy.board import power_mode as power_mode_of
 from latentd.energy.meters.choose import choose_meter
 from latentd.energy.meters.nvml import import_pynvml
 
@@ -81,9 +82,9 @@ def power_mode(machine: Machine) -> Finding:
         governor = machine.text("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
         return Finding("power mode", OK, f"processor governor {governor}" if governor else "this machine tells none")
     found = re.search(r"NV Power Mode:\s*(\S+)", machine.output(["nvpmodel", "-q"]))
-    if found is None:
+    mode = found.group(1) if found else power_mode_of(machine.root)
+    if mode is None:
         return Finding("power mode", NOTE, "nvpmodel does not tell the power mode", "sudo nvpmodel -q")
-    mode = found.group(1)
     if "10W" in mode:
         return Finding("power mode", NOTE, f"{mode}: the slowest modes of the board", "sudo nvpmodel -m 8, where 20 W are allowed")
     return Finding("power mode", OK, mode)

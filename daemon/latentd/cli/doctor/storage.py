@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Tuple
 
+from latentd import headroom
 from latentd.cli.doctor.machine import BROKEN, ENTER, NOTE, OK, READ, WRITE, Finding, Machine, User, free_disk
 from latentd.config import Config
 
 GIB = 1 << 30
 LEAST_MEMORY = GIB // 2  # the daemon with the default backbone needs about that much
-EASY_MEMORY = 5 * GIB // 2  # on a Jetson, where the GPU takes its memory from the same place
 LEAST_DISK = GIB // 4
 
 
@@ -74,29 +73,24 @@ def disk(machine: Machine, config: Config) -> Finding:
     return Finding("disk", OK, free)
 
 
-def memory(machine: Machine) -> Finding:
-    found = _meminfo(machine)
+def memory(machine: Machine, config: Config) -> Finding:
+    """On a Jetson the GPU takes its memory from the same place, and a plan is built only where there is room for it."""
+    found = headroom.meminfo(machine.root)
     if "MemAvailable" not in found:
         return Finding("memory", NOTE, "/proc/meminfo can't be read")
     available = found["MemAvailable"]
     sentence = f"{available / GIB:.1f} of {found.get('MemTotal', 0) / GIB:.1f} GiB available"
     if available < LEAST_MEMORY:
         return Finding("memory", BROKEN, f"{sentence}: too little to start", "Stop what takes it: ps -eo rss,comm --sort -rss | head")
-    if machine.is_tegra and available < EASY_MEMORY:
+    if machine.is_tegra and available < config.memory.build_bytes:
         fix = "Without a desktop there is 1 GiB more: sudo systemctl set-default multi-user.target, then reboot"
         return Finding("memory", NOTE, f"{sentence}, shared with the GPU: compiling the engine may have to wait", fix)
     return Finding("memory", OK, sentence)
 
 
 def swap(machine: Machine) -> Finding:
-    total = _meminfo(machine).get("SwapTotal", 0)
+    total = headroom.meminfo(machine.root).get("SwapTotal", 0)
     if total or not machine.is_tegra:
         return Finding("swap", OK, f"{total / GIB:.1f} GiB" if total else "none")
     fix = "sudo systemctl enable --now nvzramconfig, or a swap file on an SSD"
     return Finding("swap", NOTE, "none: a short peak of memory ends a process", fix)
-
-
-def _meminfo(machine: Machine) -> Dict[str, int]:
-    """Name -> bytes."""
-    rows = re.findall(r"^(\w+):\s+(\d+) kB$", machine.text("proc/meminfo"), re.MULTILINE)
-    return {name: int(kib) << 10 for name, kib in rows}

@@ -31,6 +31,7 @@ async def info(request: Request) -> Response:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "board": board(BOARD_FILE),
+        "power_mode": parts.board().power_mode,
         "media_types": list(MEDIA_TYPES),
         "limits": {name: getattr(parts.config.http, name) for name in Limits.model_fields},
         "engine": views.engine(parts.choice),

@@ -19,12 +19,12 @@ router = APIRouter(tags=["state"])
 async def status(request: Request) -> Response:
     """One page of everything."""
     parts = parts_of(request)
-    reason = parts.readiness.why_not()
+    reason, uptime_s = parts.readiness.why_not(), time.monotonic() - parts.started_on
     view = {
         "latentd": __version__,
         "version": parts.learner.snapshot.version,
-        "started_at": rfc3339(parts.started_at),
-        "uptime_s": time.monotonic() - parts.started_on,
+        "started_at": rfc3339(time.time() - uptime_s),  # by the clock as it is set now: it may have been wrong at the start
+        "uptime_s": uptime_s,
         "readiness": {"ready": reason is None, "reason": reason, "last_success_s": parts.readiness.age_s},
         "classes": len(parts.journal.classes()),
         "samples": parts.journal.status().samples,
@@ -36,6 +36,7 @@ async def status(request: Request) -> Response:
         "journal": views.journal(parts),
         "queues": {name: {"depth": depth, "capacity": capacity} for name, (depth, capacity) in parts.queues().items()},
         "temperatures_c": dict(parts.temperatures_c()),
+        "board": views.board(parts),
         "needs_restart": list(parts.needs_restart),
     }
     return json_answer(view)

@@ -1,0 +1,92 @@
+"""The memory plan: its figures are those of the arrays and modules that are made later, and the docs show the code's own table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentd.config import BackboneConfig, Config, LearnConfig, MemoryConfig
+from latentd.learning.analytic import RidgeSums
+from latentd.learning.blocks import RankedBlocks, UpperBlocks, parameter_bytes
+from latentd.service import memory_plan
+from latentd.service.memory_plan import CLASSES, DINOV2_SMALL, NX_BYTES, MemoryPlan, Part
+from tiny import DINOV2, vit
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
+
+
+def planned(plan: MemoryPlan) -> dict[str, int]:
+    return {part.name: part.planned_bytes for part in plan.parts}
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_blocks_take_what_the_modules_take(split: int) -> None:
+    base = UpperBlocks(DINOV2, split)
+    ranked = RankedBlocks(base, 3, 0)
+    learned = sum(parameter.numel() * 4 for _, parameter in ranked.learned())
+    assert memory_plan.upper_bytes(DINOV2, split) == parameter_bytes([base])
+    assert memory_plan.learned_bytes(DINOV2, split, 3) == learned
+
+
+def test_the_frozen_stage_takes_what_the_module_takes() -> None:
+    assert memory_plan.weights_bytes(DINOV2, 0, DINOV2.depth) == sum(parameter.numel() * 4 for parameter in vit().parameters())
+
+
+def test_sums_take_what_the_arrays_take() -> None:
+    sums = RidgeSums(24)
+    sums.add(np.ones((CLASSES, 24), np.float32), range(CLASSES))
+    assert memory_plan.sums_bytes(24) == sums.gram.nbytes + sums.sums.nbytes + sums._block.nbytes
+
+
+def test_the_head_alone_has_no_blocks_and_no_cuda_on_a_cpu() -> None:
+    plan = memory_plan.plan_for(Config(), DINOV2_SMALL, "onnxruntime-cpu")
+    found = planned(plan)
+    assert not {"CUDA", "blocks that learn", "activations", "building a plan"} & set(found)
+    assert found["replay memory"] == LearnConfig().replay_bytes
+    assert found["sums"] == memory_plan.sums_bytes(4 * 384)
+    assert plan.needs_bytes()["sleep"] == 0
+
+
+def test_a_plan_of_half_precision_has_half_the_weights() -> None:
+    whole, half = (planned(memory_plan.plan_for(Config(), DINOV2_SMALL, name)) for name in ("tensorrt-fp32", "tensorrt-fp16"))
+    assert half["engine: weights"] * 2 == whole["engine: weights"]
+
+
+def test_a_smaller_micro_batch_needs_less_while_it_sleeps() -> None:
+    config = Config(backbone=BackboneConfig(split=9))
+    needs = [
+        memory_plan.plan_for(replace(config, learn=LearnConfig(microbatch=count)), DINOV2_SMALL, "onnxruntime-cpu").needs_bytes()["sleep"]
+        for count in (16, 8)
+    ]
+    assert needs[0] > 1.8 * needs[1]
+
+
+def test_of_learning_sleeping_and_building_only_the_largest_counts() -> None:
+    parts = [Part("a", 100, "always", "counted"), Part("b", 7, "requests", "limit"), Part("c", 20, "learning", "counted")]
+    parts += [Part("d", 30, "sleeping", "counted"), Part("e", 25, "sleeping", "counted"), Part("f", 50, "building", "estimate")]
+    plan = MemoryPlan((*parts, Part("g", 1000, "system", "limit")))
+    assert (plan.planned_bytes, plan.reserve_bytes) == (162, 1000)
+    assert plan.needs_bytes() == {"learn": 20, "sleep": 55}
+
+
+def test_the_defaults_fit_into_a_xavier_nx_even_while_a_plan_is_built() -> None:
+    for config in memory_plan.documented().values():
+        plan = memory_plan.plan_for(config, DINOV2_SMALL, "tensorrt-fp16")
+        assert plan.planned_bytes + plan.reserve_bytes < NX_BYTES
+
+
+def test_what_is_left_to_the_system_is_not_latentds() -> None:
+    more = Config(memory=MemoryConfig(reserve_bytes=1 << 30))
+    plans = [memory_plan.plan_for(config, DINOV2_SMALL, "eager-cpu") for config in (Config(), more)]
+    assert plans[0].planned_bytes == plans[1].planned_bytes
+    assert plans[1].reserve_bytes == 1 << 30
+
+
+def test_the_docs_show_the_codes_own_figures() -> None:
+    table = memory_plan.table(
+        {title: memory_plan.plan_for(config, DINOV2_SMALL, "tensorrt-fp16") for title, config in memory_plan.documented().items()}
+    )
+    assert table in DOCS.read_text(encoding="utf-8"), "write memory_plan.table(…) into docs/memory.md"
