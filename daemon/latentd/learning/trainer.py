@@ -16,7 +16,7 @@ from latentd.learning.accuracy import AccuracyReport, Prequential, report
 from latentd.learning.adapted import Adapted
 from latentd.learning.adaptive import AdaptiveHead, TrainedHead
 from latentd.learning.analytic import LinearHead, RidgeSums
-from latentd.learning.gate import MAX_NEGATIVE_FLIPS, MIN_HOLDOUT, TEMPERATURES, Opinion, Verdict, answers_of, decide, judge
+from latentd.learning.gate import MIN_HOLDOUT, TEMPERATURES, Opinion, Verdict, decide, judge, unless_it_flips
 from latentd.learning.place import Place
 from latentd.learning.snapshot import AdaptedHead, Snapshot
 from latentd.replay.latents import LatentCodec
@@ -297,14 +297,7 @@ class Trainer:
             return verdict
         own = Opinion(analytic.class_ids, table.own, TEMPERATURES)
         found = decide(analytic.class_ids, table.floor, own, table.columns, table.groups, "before learning")
-        scores = features @ analytic.weight + analytic.bias
-        floor = answers_of(analytic.class_ids, scores, found.temperature)
-        cooled = Opinion(opinion.class_ids, opinion.scores / np.float32(found.opinion_temperature))
-        answers = answers_of(analytic.class_ids, scores, found.temperature, cooled, found.weight)
-        flips = int(((floor == columns) & (answers != columns)).sum())
-        if flips > MAX_NEGATIVE_FLIPS * len(columns):
-            return replace(found, weight=0.0, answers=floor, reason=f"kept out: {flips} negative flips of {len(columns)} on the hold-out")
-        return replace(found, answers=answers)
+        return unless_it_flips(found, analytic, opinion, features, columns)
 
     # --- checkpoint ---------------------------------------------------------------------------------------------------
 
