@@ -11,7 +11,7 @@ STAMP := $(VENV)/.made-for-$(VERSION)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-browser test-device test-systemd check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune clean
+.PHONY: help demo run test test-browser test-device test-systemd check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune bench-unknown clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ bench-codec: $(STAMP) backbone ## what each codec loses, its bytes, and its time
 
 bench-prune: $(STAMP) backbone ## accuracy and latency against the share of attention heads removed
 	@$(RUN) benchmarks/prune.py --out $(OUT)/prune.json $(ARGS)
+
+bench-unknown: $(STAMP) backbone ## what was never taught, told from what was
+	@$(RUN) benchmarks/unknown.py --out $(OUT)/unknown.json $(ARGS)
 
 clean: ## remove the environment, results and caches; never the state or the weights
 	rm -rf $(VENV) $(OUT) build daemon/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

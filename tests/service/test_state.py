@@ -97,6 +97,11 @@ def test_accuracy_shows_confusions_when_asked(world: World) -> None:
     assert_problem(world.call("GET", "/v1/accuracy?detail=all"), 422, "unprocessable")
 
 
+def test_accuracy_tells_what_is_refused(world: World) -> None:
+    accuracy = Accuracy.model_validate(world.call("GET", "/v1/accuracy").json())
+    assert (accuracy.unknown.below, accuracy.unknown.refused, accuracy.unknown.holdout) == (0.4, 1, 20)
+
+
 def test_learner_and_memory_have_the_documented_shape(world: World) -> None:
     assert Learner.model_validate(world.call("GET", "/v1/learner").json()).state == "idle"
     assert Memory.model_validate(world.call("GET", "/v1/memory").json()).codec == "int8 token"

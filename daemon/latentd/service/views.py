@@ -46,6 +46,7 @@ def accuracy(report: AccuracyReport, confusion: bool = False) -> Dict[str, Any]:
         "per_class": [
             {"name": each.name, "prequential": score(each.prequential), "holdout": score(each.holdout)} for each in report.per_class
         ],
+        "unknown": dataclasses.asdict(report.unknown),
     }
     return {**view, "confusion": report.confusion} if confusion else view
 
