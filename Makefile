@@ -11,7 +11,7 @@ STAMP := $(VENV)/.made-for-$(VERSION)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-browser test-device test-systemd check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune bench-unknown clean
+.PHONY: help demo run test test-browser test-device test-systemd check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune bench-unknown bench-drift clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ bench-prune: $(STAMP) backbone ## accuracy and latency against the share of atte
 
 bench-unknown: $(STAMP) backbone ## what was never taught, told from what was
 	@$(RUN) benchmarks/unknown.py --out $(OUT)/unknown.json $(ARGS)
+
+bench-drift: $(STAMP) backbone ## false alarms of drift, and how soon a class that changed is found
+	@$(RUN) benchmarks/drift.py --out $(OUT)/drift.json $(ARGS)
 
 clean: ## remove the environment, results and caches; never the state or the weights
 	rm -rf $(VENV) $(OUT) build daemon/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -229,12 +229,14 @@ def test_a_version_from_before_there_was_a_threshold_begins_with_none(new_journa
     assert trainer.candidate(names(journal), 0.0)[0].unknown_below is not None
 
 
-def test_a_forgotten_class_leaves_no_answers(new_journal: Callable[..., Journal]) -> None:
+def test_a_forgotten_class_leaves_neither_answers_nor_drift(new_journal: Callable[..., Journal]) -> None:
     journal = new_journal()
     for number in range(12):
         teach(journal, *[(label, 4 * number + i) for label in ("cat", "dog", "owl") for i in range(4)])
     trainer = learn(make_trainer(), log(journal))
+    assert trainer.foresight.drift.of(0) is not None
     journal.forget_class("cat").result(20)
     learn(trainer, log(journal, trainer.seq))
+    assert trainer.foresight.drift.of(0) is None
     assert {class_id for class_id, _ in trainer.foresight.answers.state()["kept"]} == {1, 2}
     assert 0 not in trainer.foresight.state()[0]["foresight.class_ids"]

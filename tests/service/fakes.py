@@ -22,6 +22,7 @@ from latentd.energy.ledger import EnergyLedger
 from latentd.engines.choose import Attempt, Choice
 from latentd.engines.stage import Encoded, StageSpec
 from latentd.learning.accuracy import AccuracyReport, ClassAccuracy, Score
+from latentd.learning.drift import Drift
 from latentd.learning.learner import Learner
 from latentd.learning.status import LearnerStatus, MemoryStatus
 from latentd.learning.unknown import UnknownReport
@@ -144,7 +145,10 @@ class FakeLearner:
         return MemoryStatus(100, 1, 40, 4000, 0, "int8 token", 0, {record.class_id: 1 for record in self._journal.classes()})
 
     def accuracy(self) -> AccuracyReport:
-        per_class = tuple(ClassAccuracy(record.name, Score(1, 2), Score(0, 0)) for record in self._journal.classes())
+        drifts = {"dog": Drift(1.25, "s00000002", drifting=True), "cat": Drift(0.0, None, drifting=False)}
+        per_class = tuple(
+            ClassAccuracy(record.name, Score(1, 2), Score(0, 0), drifts.get(record.name)) for record in self._journal.classes()
+        )
         unknown = UnknownReport(0.05, 0.4, None, 80, 1, 20)
         return AccuracyReport(Score(3, 4), Score(3, 4), Score(0, 0), per_class, {"cat": {"dog": 1}}, unknown)
 

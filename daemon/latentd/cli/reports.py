@@ -31,6 +31,9 @@ def accuracy(confusion: bool = CONFUSION, url: Optional[str] = URL, as_json: boo
     rows += [[each["name"], score(each["prequential"]), score(each["holdout"])] for each in found["per_class"]]
     show(table(["", "right before learning", "right on hold-out"], rows))
     say(_unknown(found["unknown"]))
+    for each in found["per_class"]:
+        if each["drift"] and each["drift"]["drifting"]:
+            say(f"{each['name']}: its new images look less and less like it, from {each['drift']['since_sample']} on.")
     if confusion:
         _show_confusion(found.get("confusion") or {})
 

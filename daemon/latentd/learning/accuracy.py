@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Deque, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Mapping, Optional, Sequence, Tuple
 
+from latentd.learning.drift import Drift
 from latentd.learning.unknown import NOTHING_TAUGHT, UnknownReport
 
 RECENT = 500
@@ -50,6 +51,7 @@ class ClassAccuracy:
     name: str
     prequential: Score
     holdout: Score
+    drift: Optional[Drift] = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,14 @@ class Prequential:
         self._recent = deque((bool(value) for value in state["recent"]), maxlen=RECENT)
 
 
-def report(names: Mapping[int, str], prequential: Prequential, truth: Sequence[int], answers: Sequence[int]) -> AccuracyReport:
-    """names: class id -> name. truth, answers: class ids of the hold-out samples and what was answered."""
+def report(
+    names: Mapping[int, str],
+    prequential: Prequential,
+    truth: Sequence[int],
+    answers: Sequence[int],
+    drift: Callable[[int], Optional[Drift]] = lambda _: None,
+) -> AccuracyReport:
+    """names: class id -> name. truth, answers: class ids of the hold-out samples and what was answered. drift: of a class id."""
     confusion: Dict[str, Dict[str, int]] = {}
     held: Dict[int, Tuple[int, int]] = {}
     for true, answered in zip(truth, answers):
@@ -109,6 +117,6 @@ def report(names: Mapping[int, str], prequential: Prequential, truth: Sequence[i
         row = confusion.setdefault(names.get(true, str(true)), {})
         answer = names.get(answered, str(answered))
         row[answer] = row.get(answer, 0) + 1
-    per_class = tuple(ClassAccuracy(name, prequential.of(key), Score(*held.get(key, (0, 0)))) for key, name in names.items())
+    per_class = tuple(ClassAccuracy(name, prequential.of(key), Score(*held.get(key, (0, 0))), drift(key)) for key, name in names.items())
     total = Score(sum(right for right, _ in held.values()), sum(count for _, count in held.values()))
     return AccuracyReport(prequential.total(), prequential.recent(), total, per_class, confusion)

@@ -1,4 +1,4 @@
-"""What taught images look like before they are learned: the yardstick of `unknown`. Owned by the learner thread.
+"""What taught images look like before they are learned: the yardstick of `unknown` and of drift. Owned by the learner thread.
 
 Served snapshots come when there is time for them, so they can't be the yardstick: the same log must give the same threshold. This one is a
 copy of the floor, made again whenever what was learned has grown by a quarter.
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd.learning.analytic import Landmarks, LinearHead, RidgeSums
-from latentd.learning.unknown import RightAnswers, to_answer
+from latentd.learning.drift import DriftWatch
+from latentd.learning.unknown import RightAnswers, likeness, to_answer
 from latentd.replay.records import Entry
 
 GROWTH = 1.25
@@ -24,6 +25,7 @@ class Foresight:
 
     def __init__(self) -> None:
         self.answers = RightAnswers()
+        self.drift = DriftWatch()
         self._head: Optional[LinearHead] = None
         self._made_at = 0  # samples that the yardstick knows
 
@@ -33,10 +35,13 @@ class Foresight:
         if head is None or not taught:
             return
         column = {class_id: index for index, class_id in enumerate(head.class_ids)}
-        answers, sureness = to_answer(head, features)
+        alike, (answers, sureness) = likeness(head, features), to_answer(head, features)
         for row, entry in enumerate(taught):
             own = column.get(entry.class_id) if entry.class_id is not None else None
-            if entry.class_id is not None and int(answers[row]) == own:
+            if own is None or entry.class_id is None:
+                continue
+            self.drift.observe(entry.class_id, entry.seq, float(alike[row, own]))
+            if int(answers[row]) == own:
                 self.answers.record(entry.class_id, float(sureness[row]))
 
     def is_due(self, sums: RidgeSums) -> bool:
@@ -53,10 +58,11 @@ class Foresight:
         self._head, self._made_at = None, 0
         if class_id is not None:
             self.answers.forget_class(class_id)
+            self.drift.forget_class(class_id)
 
     def state(self) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
         """Arrays and JSON-able facts that `restore` takes back."""
-        facts = {"made_at": self._made_at, "answers": self.answers.state()}
+        facts = {"made_at": self._made_at, "answers": self.answers.state(), "drift": self.drift.state()}
         if self._head is None or self._head.landmarks is None:
             return {}, facts
         head, marks = self._head, self._head.landmarks
@@ -67,6 +73,7 @@ class Foresight:
     def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
         self._made_at = int(facts["made_at"])
         self.answers.restore(facts["answers"])
+        self.drift.restore(facts["drift"])
         own = {name[len("foresight.") :]: value for name, value in arrays.items() if name.startswith("foresight.")}
         if own:
             marks = Landmarks(own["middle"], own["origin"], own["length"], own["spread"])

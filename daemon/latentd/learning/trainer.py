@@ -279,7 +279,7 @@ class Trainer:
             adapted=replace(part, temperature=verdict.opinion_temperature) if isinstance(part, AdaptedHead) and verdict.weight else None,
         )
         answers = [analytic.class_ids[int(answer)] for answer in verdict.answers]
-        accuracy = report(names, self.prequential, [class_id for class_id, _ in held.values()], answers)
+        accuracy = report(names, self.prequential, [class_id for class_id, _ in held.values()], answers, self.foresight.drift.of)
         strange = int(refused(analytic, features, below).sum())
         unknown = UnknownReport(self._settings.unknown_rate, below, why_not, len(self.foresight.answers), strange, len(held))
         return snapshot, replace(accuracy, unknown=unknown)

@@ -149,10 +149,19 @@ class ClassesAnswer(Shape):
     classes: List[ClassEntry]
 
 
+class Drift(Shape):
+    """Whether the last lessons of a class look less like it than those before."""
+
+    score: float = Field(description="1 and more: drifting")
+    since_sample: Optional[str] = Field(description="the sample with which it began; null at score 0")
+    drifting: bool
+
+
 class AccuracyOfClass(Shape):
     name: str
     prequential: Score
     holdout: Score
+    drift: Optional[Drift] = Field(description="null while the class has had too few lessons")
 
 
 class Unknown(Shape):
