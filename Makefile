@@ -11,7 +11,7 @@ STAMP := $(VENV)/.made-for-$(VERSION)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-browser test-device test-systemd test-image check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune bench-int8 clean
+.PHONY: help demo run test test-browser test-device test-systemd test-image check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune bench-int8 bench-unknown bench-drift clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -64,6 +64,12 @@ bench-prune: $(STAMP) backbone ## accuracy and latency against the share of atte
 
 bench-int8: $(STAMP) backbone ## speed and accuracy of the INT8 frozen stage against the float one
 	@$(RUN) benchmarks/int8.py --out $(OUT)/int8.json $(ARGS)
+
+bench-unknown: $(STAMP) backbone ## what was never taught, told from what was
+	@$(RUN) benchmarks/unknown.py --out $(OUT)/unknown.json $(ARGS)
+
+bench-drift: $(STAMP) backbone ## false alarms of drift, and how soon a class that changed is found
+	@$(RUN) benchmarks/drift.py --out $(OUT)/drift.json $(ARGS)
 
 clean: ## remove the environment, results and caches; never the state or the weights
 	rm -rf $(VENV) $(OUT) build daemon/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
