@@ -40,6 +40,15 @@ def test_features_belong_to_the_image_they_are_answered_for(world: World) -> Non
         assert outcome.features.shape == (SPEC.features_width,)
 
 
+def test_what_is_taught_is_shown_to_who_calibrates_on_it_and_what_is_asked_is_not(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: List[object] = []
+    monkeypatch.setattr(world.parts.pipeline, "_taught", shown.append)
+    asyncio.run(world.parts.pipeline.encode([GOOD], Priority.CLASSIFY))
+    assert shown == []
+    asyncio.run(world.parts.pipeline.encode([GOOD, BAD], Priority.LEARN))
+    assert len(shown) == 1
+
+
 def test_a_bug_in_the_decoder_fails_its_image_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = world.parts.pipeline._decode
 
