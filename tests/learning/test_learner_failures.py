@@ -167,7 +167,7 @@ class Starved(Trainer):
     def take(self, batch: Sequence[Entry]) -> Iterator[int]:
         if self.shortages[0] > 0:
             self.shortages[0] -= 1
-            raise self.error
+            raise type(self.error)(*self.error.args)  # a new one: its traceback keeps what the step held
         yield from super().take(batch)
 
 
