@@ -11,7 +11,7 @@ STAMP := $(VENV)/.made-for-$(VERSION)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-browser test-device test-systemd check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune clean
+.PHONY: help demo run test test-browser test-device test-systemd check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune bench-int8 clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ bench-codec: $(STAMP) backbone ## what each codec loses, its bytes, and its time
 
 bench-prune: $(STAMP) backbone ## accuracy and latency against the share of attention heads removed
 	@$(RUN) benchmarks/prune.py --out $(OUT)/prune.json $(ARGS)
+
+bench-int8: $(STAMP) backbone ## speed and accuracy of the INT8 frozen stage against the float one
+	@$(RUN) benchmarks/int8.py --out $(OUT)/int8.json $(ARGS)
 
 clean: ## remove the environment, results and caches; never the state or the weights
 	rm -rf $(VENV) $(OUT) build daemon/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

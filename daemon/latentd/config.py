@@ -80,6 +80,18 @@ class EngineConfig:
     providers: Tuple[str, ...] = setting(
         ("CUDAExecutionProvider", "CPUExecutionProvider"), "ONNX Runtime providers to try, best first; falling back says so in /v1/status"
     )
+    precision: str = setting(
+        "float",
+        "int8: a frozen stage with its linear layers in INT8 goes before the float one of the same engine, where it passes its gate",
+        choices=("float", "int8"),
+    )
+    int8_min_cosine: float = setting(
+        0.998,
+        "the gate of INT8: least cosine of its class tokens (with a split its patch tokens too) with eager PyTorch on probe images",
+        "",
+        0.0,
+        1.0,
+    )
     tensorrt_precision: str = setting(
         "fp16", "precision of the TensorRT plan; norms and softmax stay in fp32; fp32 follows where fp16 fails", choices=("fp16", "fp32")
     )

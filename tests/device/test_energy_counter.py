@@ -47,6 +47,7 @@ def test_the_energy_counter_agrees_with_the_integral_of_power() -> None:
         torch.cuda.synchronize()
         counted.append(counter.read())
         integrated.append(power.read())
-    counter.close(), power.close()
+    counter.close()
+    power.close()
     assert joules(counted) > 0
     assert joules(integrated) == pytest.approx(joules(counted), rel=TOLERANCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import List
 
 import numpy as np
 import onnxruntime
@@ -72,7 +73,7 @@ def test_onnx_runtime_agrees_with_the_cpu(model: Model, graph: Path) -> None:
 def test_both_at_once_on_their_streams_disturb_neither(model: Model, graph: Path) -> None:
     needs_onnxruntime()
     pixels = model.pixels(4)
-    stages = [OnnxStage(model.spec, graph, CUDA), EagerStage(model.spec, model.vit, "cuda")]
+    stages: List[FrozenStage] = [OnnxStage(model.spec, graph, CUDA), EagerStage(model.spec, model.vit, "cuda")]
     alone = [stage.encode(pixels).features for stage in stages]
     for _ in range(20):
         for stage, expected in zip(stages, alone):

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import tiny
 from device.gpu import LARGE, SPLIT, Model, large_memory
@@ -60,7 +61,8 @@ def test_other_threads_answer_with_the_blocks_while_the_next_sleep_runs(base: Up
     run(adapted.sleep(memory, {}, 100))
     serving = adapted.serving
     assert serving is not None
-    expected, found = serving.features(tokens, answering(serving)), []
+    expected = serving.features(tokens, answering(serving))
+    found: List[NDArray[np.float32]] = []
 
     def ask() -> None:
         found.extend(serving.features(tokens, answering(serving)) for _ in range(100))

@@ -85,7 +85,7 @@ class Wrong:
     name = "onnxruntime-cpu"
     lanes = 1
 
-    def __init__(self, spec: StageSpec, *_: Any) -> None:
+    def __init__(self, spec: StageSpec, *_: Any, **__: Any) -> None:
         self.spec = spec
         self.is_open = True
         opened.append(self)

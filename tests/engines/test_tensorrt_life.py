@@ -195,8 +195,8 @@ def test_measured_timings_are_kept_and_used_and_those_of_another_gpu_are_not(bui
 
 def test_only_the_newest_plans_are_kept(tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "tensorrt")
-    keys = [plans.PlanKey("0" * 64, "8.5.2", "GPU", "fp16", 24, batch, 1) for batch in range(1, 7)]
+    keys = [plans.PlanKey("0" * 64, "8.5.2", "GPU", "fp16", 24, batch, 1) for batch in range(1, 9)]
     for age, key in enumerate(keys):
         cache.store(key, b"plan")
         os.utime(cache._path(key, ".plan"), (age, age))
-    assert [cache.load(key) for key in keys] == [None, None, b"plan", b"plan", b"plan", b"plan"]
+    assert [cache.load(key) for key in keys] == [None] * 2 + [b"plan"] * 6

@@ -18,9 +18,9 @@ from standin.strict import KINDS, VERSIONS, names
 
 ALL = frozenset(VERSIONS)
 FOLDER = Path(engines.__file__).parent
-SOURCES = ("tensorrt.py", "tensorrt_build.py")
+SOURCES = ("tensorrt.py", "tensorrt_build.py", "calibrating.py")
 MODULE = ""
-# What a variable or attribute of this name holds, in those two files.
+# What a variable or attribute of this name holds, in those files.
 HELD = {
     "trt": MODULE,
     "builder": "Builder",
@@ -190,6 +190,10 @@ def test_the_walk_sees_what_the_code_does() -> None:
         ("BuilderFlag", "OBEY_PRECISION_CONSTRAINTS"),
         ("IBuilderConfig", "progress_monitor"),
         ("", "IProgressMonitor"),
+        ("", "IInt8EntropyCalibrator2"),
+        ("IBuilderConfig", "int8_calibrator"),
+        ("IBuilderConfig", "set_calibration_profile"),
+        ("Builder", "platform_has_fast_int8"),
         ("ILogger", "INTERNAL_ERROR"),
     } <= found
 
@@ -220,9 +224,21 @@ def test_every_function_that_uses_tensorrt_is_reached() -> None:
         ),
         (
             "tensorrt_build.py",
-            'if order.key.precision == "fp16" and hasattr(trt.BuilderFlag, "FP16"):',
-            'if order.key.precision == "fp16":',
+            'if order.key.precision != "fp32" and hasattr(trt.BuilderFlag, "FP16"):',
+            'if order.key.precision != "fp32":',
             "Builder.platform_has_fast_fp16 is not in ['11']",
+        ),
+        (
+            "tensorrt_build.py",
+            'if order.key.precision == "int8" and hasattr(trt.BuilderFlag, "INT8"):',
+            'if order.key.precision == "int8":',
+            "Builder.platform_has_fast_int8 is not in ['11']",
+        ),
+        (
+            "calibrating.py",
+            'if not hasattr(trt, "IInt8EntropyCalibrator2"):',
+            "if not len(images):",
+            "tensorrt.IInt8EntropyCalibrator2 is not in ['11']",
         ),
         (
             "tensorrt_build.py",
@@ -251,7 +267,7 @@ def uses_of_tensorrt() -> Iterator[str]:
 
 
 def test_no_other_file_uses_tensorrt_but_for_its_version() -> None:
-    assert set(uses_of_tensorrt()) == {*SOURCES, "compiling.py"}
+    assert set(uses_of_tensorrt()) == {"tensorrt.py", "tensorrt_build.py", "compiling.py"}
     tree = ast.parse((FOLDER / "compiling.py").read_text(encoding="utf-8"))
     used = {
         node.attr

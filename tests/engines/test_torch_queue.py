@@ -37,10 +37,9 @@ def test_what_answers_goes_before_what_learns(fake_cuda: FakeCuda) -> None:
 def test_the_end_of_work_waits_for_all_that_was_queued(fake_cuda: FakeCuda) -> None:
     queue = fake_cuda.queue()
     with queue.work():
-        assert fake_cuda.current is fake_cuda.streams[0]
-        assert fake_cuda.streams[0].unfinished == 1
-    assert fake_cuda.current is None
-    assert (fake_cuda.streams[0].unfinished, fake_cuda.waits) == (0, 1)
+        inside = fake_cuda.current, fake_cuda.streams[0].unfinished
+    assert inside == (fake_cuda.streams[0], 1)
+    assert (fake_cuda.current, fake_cuda.streams[0].unfinished, fake_cuda.waits) == (None, 0, 1)
 
 
 def test_a_failure_in_work_is_told_as_it_is_and_leaves_the_stream(fake_cuda: FakeCuda) -> None:

@@ -188,13 +188,13 @@ def test_while_it_waits_for_memory_nothing_keeps_what_the_failed_step_held(
 ) -> None:
     held: List[weakref.ref[Trainer]] = []
 
-    class Held(Starved):
+    class Held(Trainer):
         def take(self, batch: Sequence[Entry]) -> Iterator[int]:
             held.append(weakref.ref(self))
-            yield from super().take(batch)
+            raise MemoryError
 
     monkeypatch.setattr(learner_module, "STARVED_S", WAIT_S)
-    with running_learner(journal, tmp_path, make=made(Held, shortages=[1])) as learner:
+    with running_learner(journal, tmp_path, make=made(Held)) as learner:
         teach(journal, *FIRST[0])
         while learner.status().state != "waiting":
             assert learner.status().deaths == 0

@@ -68,14 +68,11 @@ def asleep(adapted: Adapted) -> Adapted:
     return adapted
 
 
-def assert_same(one: Adapted, other: Adapted, exactly: bool = True) -> None:
+def assert_same(one: Adapted, other: Adapted) -> None:
     first, second = one.state()[0], other.state()[0]
     assert first.keys() == second.keys() and first
     for name in first:
-        if exactly:
-            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-        else:
-            np.testing.assert_allclose(first[name], second[name], rtol=1e-3, atol=1e-3, err_msg=name)
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 # --- the blocks ---
@@ -160,7 +157,8 @@ def test_micro_batches_that_are_too_large_are_halved_and_nothing_else_changes(
     adapted = asleep(Adapted(base, CODEC, BRIEF, on_gpu))
     assert (on_gpu.name, on_gpu.reason, adapted.sleeps) == ("cuda", None, 1)
     assert max(tried) == SETTINGS.microbatch
-    assert_same(adapted, plain, exactly=False)
+    for name, array in plain.blocks.state().items():
+        assert np.abs(array - adapted.blocks.state()[name]).mean() < 1e-4, name  # AdamW makes steps of what rounding leaves of nothing
 
 
 def test_where_one_latent_is_too_much_the_cpu_goes_on_and_says_why(base: UpperBlocks, on_gpu: Place, room_for: Limit) -> None:
@@ -287,7 +285,7 @@ def test_no_tensor_of_the_head_is_left_on_the_cpu(fake_cuda: FakeCuda) -> None:
 
 def snapshot(blocks: UpperBlocks, base: UpperBlocks) -> Snapshot:
     floor = LinearHead((0, 1), np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
-    own = LinearHead((0, 1), np.ones((base.features_width, 2), np.float32) * [0, 1], np.zeros(2, np.float32))
+    own = LinearHead((0, 1), np.ones((base.features_width, 2), np.float32) * np.array([0, 1], np.float32), np.zeros(2, np.float32))
     return Snapshot(1, (0, 1), ("cat", "dog"), floor, None, 0.5, 1.0, None, 0.0, adapted=AdaptedHead(blocks, own, 1.0))
 
 

@@ -33,7 +33,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> List[FakeStage]:
     """Every frozen stage that a daemon opened; none needs weights."""
     made: List[FakeStage] = []
 
-    def choose(config: Config, backbone: Any) -> Choice:
+    def choose(config: Config, backbone: Any, images: Any) -> Choice:
         made.append(FakeStage())
         return Choice(made[-1], (Attempt("fake", "serving", "the only one", 1.0),))
 
@@ -182,7 +182,7 @@ def test_the_death_of_the_inference_thread_ends_the_daemon_with_an_error(running
 def test_a_start_that_fails_leaves_nothing_running_and_the_folder_free(
     config: Config, stages: List[FakeStage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any) -> Choice:
+    def broken(*_: Any, **__: Any) -> Choice:
         raise EngineError("no engine can serve")
 
     with monkeypatch.context() as patch:

@@ -5,12 +5,14 @@ STANDIN_FAULT in the environment makes it go wrong as the real one does, by None
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import threading
 from typing import Any, Dict, List, Optional, Set, Tuple
 
+import numpy as np
 import onnx
 
 from standin.strict import operators
@@ -59,6 +61,13 @@ class IProgressMonitor:
         self._ready = True
 
 
+class IInt8EntropyCalibrator2:
+    _ready = False
+
+    def __init__(self) -> None:
+        self._ready = True
+
+
 def require_logger(logger: Any) -> Any:
     if not getattr(logger, "_ready", False):
         raise TypeError("__init__(): incompatible constructor arguments: the logger's own __init__() was never called")
@@ -78,6 +87,10 @@ class Builder:
     def platform_has_fast_fp16(self) -> bool:
         return fault() != "slow fp16"
 
+    @property
+    def platform_has_fast_int8(self) -> bool:
+        return fault() != "slow int8"
+
     def create_network(self, flags: int = 0) -> Any:
         return None if fault() == "no network" else self._trt.INetworkDefinition(flags)
 
@@ -96,19 +109,46 @@ class Builder:
             return None
         if not self._monitored(config):
             return None
+        graph, calibration = bytes(network._graph), None
+        if self._has(config, "INT8") and b"QuantizeLinear" not in graph:
+            calibration = self._calibrated(config, graph)
+            if calibration is None:
+                self._logger.log(self._trt.ILogger.ERROR, "4: [standardEngineBuilder.cpp] Int8 calibration failed: no ranges")
+                return None
+            graph = quantized(graph, calibration)
         head = {
             "version": self._trt.__version__,
             "gpu": gpu(),
             "profile": config._profiles[0]._shapes,
             "overflow": self._overflows(network, config),
             "fp16": self._has(config, "FP16"),
+            "int8": self._has(config, "INT8"),
+            "calibrated_on": None if calibration is None else len(calibration) // (4 * int(np.prod(config._calibration_shape()))),
             "pinned": sum(layer._precision is not None for layer in network._layers),
             "workspace": config._pools.get("WORKSPACE"),
             "timings": config._timings._content.decode() if config._timings else None,
         }
         if config._timings:
             config._timings._content = f"{self._trt.__version__} {gpu()} measured".encode()
-        return MAGIC + json.dumps(head).encode() + b"\n" + bytes(network._graph)
+        return MAGIC + json.dumps(head).encode() + b"\n" + graph
+
+    def _calibrated(self, config: Any, graph: bytes) -> Optional[bytes]:
+        """What the calibrator showed, which stands for the ranges found with it; from its cache where that is of this version."""
+        calibrator, tag = config._members.get("int8_calibrator"), f"TRT-{self._trt.__version__}-EntropyCalibration2\n".encode()
+        if calibrator is None or config._calibration_profile is None:
+            return None
+        kept = calibrator.read_calibration_cache()
+        if kept is not None and bytes(kept).startswith(tag):
+            return bytes(kept)[len(tag) :]
+        shape, shown = config._calibration_shape(), b""
+        assert calibrator.get_batch_size() == shape[0]
+        for addresses in iter(lambda: calibrator.get_batch(["pixels"]), None):
+            (address,) = addresses
+            if type(address) is not int or address % 256:
+                return None
+            shown += ctypes.string_at(address, 4 * int(np.prod(shape)))
+        calibrator.write_calibration_cache(memoryview(tag + shown))
+        return shown or None
 
     def _has(self, config: Any, flag: str) -> bool:
         return hasattr(self._trt.BuilderFlag, flag) and getattr(self._trt.BuilderFlag, flag) in config._flags
@@ -137,6 +177,17 @@ class Builder:
         monitor.phase_finish("Tactics")
         monitor.phase_finish("Building Engine")
         return goes_on
+
+
+def quantized(graph: bytes, shown: bytes) -> bytes:
+    """The graph in INT8, with the ranges that its values have on the images that were shown."""
+    from latentd.engines.int8 import calibrated
+    from latentd.engines.quantize import with_casts
+
+    (pixels,) = onnx.load_from_string(graph).graph.input
+    sides = [axis.dim_value for axis in pixels.type.tensor_type.shape.dim[1:]]
+    images = np.frombuffer(shown, np.float32).reshape(-1, *sides).transpose(0, 2, 3, 1).astype(np.uint8)
+    return with_casts(graph, calibrated(graph, images))
 
 
 def _go_wrong() -> None:
@@ -223,6 +274,27 @@ class IBuilderConfig:
         self._profiles: List[Any] = []
         self._timings: Any = None
         self._members: Dict[str, Any] = {}
+        self._calibration_profile: Any = None
+
+    def set_calibration_profile(self, profile: Any) -> bool:
+        if fault() == "no calibration profile":
+            return False
+        self._calibration_profile = profile
+        return True
+
+    def _calibration_shape(self) -> Tuple[int, ...]:
+        """The batch that the calibrator must give: the one that the profile is tuned for."""
+        return tuple(self._calibration_profile._shapes["pixels"][1])
+
+    @property
+    def int8_calibrator(self) -> Any:
+        return self._members.get("int8_calibrator")
+
+    @int8_calibrator.setter
+    def int8_calibrator(self, calibrator: Any) -> None:
+        if not calibrator._ready:
+            raise TypeError("__init__() must be called when overriding __init__")
+        self._members["int8_calibrator"] = calibrator
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         self._pools[pool.name] = pool_size

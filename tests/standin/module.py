@@ -32,6 +32,7 @@ def make(version: str) -> ModuleType:
     found.update({"float32": data.FLOAT, "float16": data.HALF, "int32": data.INT32, "int8": data.INT8, "bool": data.BOOL})
     severities = {name: Value("Severity", name, number) for number, name in enumerate(SEVERITIES)}
     found["ILogger"] = type("ILogger", (building.ILogger,), severities)
+    found["IInt8EntropyCalibrator2"] = type("IInt8EntropyCalibrator2", (building.IInt8EntropyCalibrator2,), {})
     found["IProgressMonitor"] = type("IProgressMonitor", (building.IProgressMonitor,), {})
     for implementation in IMPLEMENTED:
         made = strict(implementation, version)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_KEPT = 8  # graphs and probe answers together: four settings of split, class tokens and image size
+_KEPT = 12  # files: graph, its two INT8 spellings and probe answers of three settings of split, class tokens and image size
 
 
 class Reference(NamedTuple):
@@ -72,6 +72,23 @@ class Artefacts:
                 raise EngineError(f"the ONNX graph can't be stored in {self._folder}: {cause.strerror or cause}", hint=_SPACE) from cause
         return path
 
+    def derived(self, kind: str, make: Callable[[bytes], bytes]) -> Path:
+        """A graph made from the exported one, kept beside it. kind: names everything that `make` depends on besides the graph. EngineError
+        where it can't be made or stored.
+        """
+        path = self._folder / f"{self._stem}.{kind}.onnx"
+        if not _is_whole(path):
+            content = make(self.graph().read_bytes())
+            try:
+                self._store(path, lambda temporary: _fill(temporary, content))
+            except OSError as cause:
+                raise EngineError(f"the {kind} graph can't be stored in {self._folder}: {cause.strerror or cause}", hint=_SPACE) from cause
+        return path
+
+    def note(self, kind: str) -> Path:
+        """Where a measurement of this stage is kept; it may be missing, and counts for nothing when it can't be read."""
+        return self._folder / f"{self._stem}.{kind}.json"
+
     def reference(self) -> Reference:
         """Eager PyTorch's answers to the probe images; computed where they can't be read, and kept in memory where they can't be stored."""
         if self._reference is None:
@@ -111,6 +128,10 @@ _SPACE = "Check the free space and the permissions of the cache folder (state.ca
 def _read(path: Path) -> Reference:
     with np.load(path, allow_pickle=False) as stored:
         return Reference(stored["features"], stored["tokens"])
+
+
+def _fill(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def _write(path: Path, reference: Reference) -> None:

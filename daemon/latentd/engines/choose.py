@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from latentd.config import Config
 from latentd.engines.artefacts import Artefacts, Reference
 from latentd.engines.device import CudaMemory, DeviceMemory
+from latentd.engines.onnx import CPU, engine_name
 from latentd.engines.plans import NotBuilt
 from latentd.engines.stage import FrozenStage, stage_spec
 from latentd.errors import ConfigError, EngineError
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 ENGINES = ("tensorrt", "onnxruntime", "eager")
 Build = Callable[["Report", threading.Event], None]
+Images = Sequence[NDArray[np.uint8]]  # (S, S, 3) each
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,19 @@ class Choice(NamedTuple):
 
 class Candidate(NamedTuple):
     """One engine that could serve: its name as /v1/status shows it, and how to open it: EngineError where it can't be, NotBuilt where it
-    can once `build` is done."""
+    can once `build` is done. int8: another bound is for it."""
 
     name: str
     open: Callable[[], FrozenStage]
     build: Optional[Build] = None
+    int8: bool = False
 
 
-def choose(config: Config, backbone: Backbone, device: Callable[[], DeviceMemory] = CudaMemory) -> Choice:
+def choose(
+    config: Config, backbone: Backbone, device: Callable[[], DeviceMemory] = CudaMemory, images: Callable[[], Images] = tuple
+) -> Choice:
     """The serving stage, what became of every engine in the order, and what can be built. device: makes the memory that TensorRT uses.
+    images: what its INT8 is calibrated on besides the probe images.
 
     Raises ConfigError for an unknown engine or provider, CheckpointError for damaged weights, EngineError with every reason where none can
     serve.
@@ -86,7 +92,7 @@ def choose(config: Config, backbone: Backbone, device: Callable[[], DeviceMemory
     serving: Optional[FrozenStage] = None
     attempts: List[Attempt] = []
     pending: List[Pending] = []
-    for candidate in _candidates(config, artefacts, device):
+    for candidate in _candidates(config, artefacts, device, images):
         if serving is not None:
             attempts.append(Attempt(candidate.name, "not tried", f"{serving.name} comes before it and serves"))
             continue
@@ -114,11 +120,11 @@ def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Op
     except EngineError as cause:
         return None, Attempt(candidate.name, "unavailable", cause.detail, None, time.monotonic() - started)
     try:
-        cosine = agreement(stage, artefacts.reference(), config.engine.max_batch)
+        cosine = _agreement(candidate, stage, artefacts, config)
     except EngineError as cause:
         stage.close()
         return None, Attempt(candidate.name, "passed over", cause.detail, None, time.monotonic() - started)
-    bound = config.engine.min_cosine
+    bound = config.engine.int8_min_cosine if candidate.int8 else config.engine.min_cosine
     if not cosine >= bound:
         stage.close()
         return None, Attempt(
@@ -127,10 +133,16 @@ def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Op
     return stage, Attempt(candidate.name, "serving", f"cosine with eager PyTorch {cosine:.6f}", cosine, time.monotonic() - started)
 
 
-def agreement(stage: FrozenStage, reference: Reference, max_batch: int) -> float:
+def _agreement(candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, config: Config) -> float:
+    """INT8 turns single patch tokens further than their mean tells: they count only where they are learned from."""
+    tokens = bool(config.backbone.split) or not candidate.int8
+    return agreement(stage, artefacts.reference(), config.engine.max_batch, tokens)
+
+
+def agreement(stage: FrozenStage, reference: Reference, max_batch: int, tokens: bool = True) -> float:
     """The least cosine of any token of any probe image with the reference; the first image also goes alone and in a lane.
 
-    Raises EngineError where the stage gives NaN, infinity or another shape.
+    tokens: whether patch tokens count. Raises EngineError where the stage gives NaN, infinity or another shape, patch tokens in any case.
     """
     pixels = probe_images(stage.spec.image_size)
     spans = [(start, min(start + max_batch, len(pixels)), False) for start in range(0, len(pixels), max_batch)]
@@ -139,7 +151,9 @@ def agreement(stage: FrozenStage, reference: Reference, max_batch: int) -> float
         answer = stage.encode(pixels[start:end], tokens=True, shared=shared)
         for found, expected in ((answer.features, reference.features), (answer.tokens, reference.tokens)):
             assert found is not None, "tokens were asked for"
-            worst = min(worst, _least_cosine(stage, found, expected[start:end]))
+            cosine = _least_cosine(stage, found, expected[start:end])
+            if tokens or found is answer.features:
+                worst = min(worst, cosine)
     return worst
 
 
@@ -154,11 +168,11 @@ def _least_cosine(stage: FrozenStage, found: NDArray[np.float32], expected: NDAr
     return float(((a * b).sum(axis=1) / np.maximum(scale, 1e-30)).min())
 
 
-def _candidates(config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory]) -> List[Candidate]:
+def _candidates(config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory], images: Callable[[], Images]) -> List[Candidate]:
     found: List[Candidate] = []
     for name in config.engine.order:
         if name == "tensorrt":
-            found += _tensorrt_candidates(config, artefacts, device)
+            found += _tensorrt_candidates(config, artefacts, device, images)
         elif name == "onnxruntime":
             found += _onnx_candidates(config, artefacts)
         elif name == "eager":
@@ -170,15 +184,18 @@ def _candidates(config: Config, artefacts: Artefacts, device: Callable[[], Devic
     return found
 
 
-def _tensorrt_candidates(config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory]) -> List[Candidate]:
-    """The configured precision and, should it not agree with eager PyTorch, FP32."""
+def _tensorrt_candidates(
+    config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory], images: Callable[[], Images]
+) -> List[Candidate]:
+    """INT8 where it is asked for, the configured precision and, should that not agree with eager PyTorch, FP32."""
     if importlib.util.find_spec("tensorrt") is None:
         return [Candidate("tensorrt", _refuse("tensorrt is not installed"))]
     from latentd.engines.compiling import PlanEngine
 
-    precisions = dict.fromkeys((config.engine.tensorrt_precision, "fp32"))
-    engines = [PlanEngine(config, artefacts, precision, device) for precision in precisions]
-    return [Candidate(engine.name, engine.open, engine.build) for engine in engines]
+    first = ("int8",) if config.engine.precision == "int8" else ()
+    precisions = dict.fromkeys((*first, config.engine.tensorrt_precision, "fp32"))
+    engines = {precision: PlanEngine(config, artefacts, precision, device, images) for precision in precisions}
+    return [Candidate(engine.name, engine.open, engine.build, precision == "int8") for precision, engine in engines.items()]
 
 
 def _open_eager(config: Config, artefacts: Artefacts) -> FrozenStage:
@@ -192,8 +209,6 @@ def _open_eager(config: Config, artefacts: Artefacts) -> FrozenStage:
 
 def _onnx_candidates(config: Config, artefacts: Artefacts) -> List[Candidate]:
     """One candidate a provider: each is a device of its own that may be absent, or compute wrongly."""
-    from latentd.engines.onnx import engine_name
-
     if importlib.util.find_spec("onnxruntime") is None:
         return [Candidate("onnxruntime", _refuse("onnxruntime is not installed"))]
     import onnxruntime
@@ -205,10 +220,26 @@ def _onnx_candidates(config: Config, artefacts: Artefacts) -> List[Candidate]:
                 hint=_nearest(provider, onnxruntime.get_all_providers()),
             )
     present = onnxruntime.get_available_providers()
-    return [
-        Candidate(engine_name(provider), _onnx_opener(provider, provider in present, config, artefacts))
-        for provider in config.engine.providers
-    ]
+    found: List[Candidate] = []
+    for provider in config.engine.providers:
+        if config.engine.precision == "int8" and provider == CPU:
+            found.append(_int8_candidate(config, artefacts))
+        found.append(Candidate(engine_name(provider), _onnx_opener(provider, provider in present, config, artefacts)))
+    return found
+
+
+def _int8_candidate(config: Config, artefacts: Artefacts) -> Candidate:
+    def opened() -> FrozenStage:
+        from latentd.engines.int8 import open_int8
+
+        return open_int8(artefacts, config.engine.threads, fits)
+
+    def fits(stage: FrozenStage) -> Optional[str]:
+        cosine, bound = _agreement(candidate, stage, artefacts, config), config.engine.int8_min_cosine
+        return None if cosine >= bound else f"cosine with eager PyTorch {cosine:.6f}, below {bound:g} (engine.int8_min_cosine)"
+
+    candidate = Candidate(f"{engine_name(CPU)}-int8", opened, int8=True)
+    return candidate
 
 
 def _onnx_opener(provider: str, is_present: bool, config: Config, artefacts: Artefacts) -> Callable[[], FrozenStage]:
@@ -218,7 +249,9 @@ def _onnx_opener(provider: str, is_present: bool, config: Config, artefacts: Art
     def opened() -> FrozenStage:
         from latentd.engines.onnx import OnnxStage
 
-        return OnnxStage(artefacts.spec, artefacts.graph(), provider, config.engine.threads, config.engine.cuda_memory_bytes)
+        return OnnxStage(
+            artefacts.spec, artefacts.graph(), provider, config.engine.threads, cuda_memory_bytes=config.engine.cuda_memory_bytes
+        )
 
     return opened
 

@@ -12,11 +12,17 @@ import selectors
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Deque, Iterator, NamedTuple, Optional, Tuple
+from typing import Callable, Deque, Iterator, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from latentd.config import Config
 from latentd.engines.artefacts import Artefacts
@@ -48,11 +54,21 @@ class Stopped(EngineError):
 
 
 class PlanEngine:
-    """One precision of TensorRT for one frozen stage. device: makes the memory, EngineError where there is no GPU."""
+    """One precision of TensorRT for one frozen stage. device: makes the memory, EngineError where there is no GPU. images: what INT8 is
+    calibrated on besides the probe images, asked for when the plan is built, (n, S, S, 3).
+    """
 
-    def __init__(self, config: Config, artefacts: Artefacts, precision: str, device: Callable[[], DeviceMemory]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        artefacts: Artefacts,
+        precision: str,
+        device: Callable[[], DeviceMemory],
+        images: Callable[[], Sequence[NDArray[np.uint8]]] = tuple,
+    ) -> None:
         self.name = f"tensorrt-{precision}"
         self._config, self._artefacts, self._precision, self._device = config.engine, artefacts, precision, device
+        self._images = images
         self._cache = PlanCache(Path(config.cache_dir) / "tensorrt")
         self._known: Optional[Tuple[DeviceMemory, PlanKey]] = None
 
@@ -89,7 +105,9 @@ class PlanEngine:
         order = BuildOrder(key, str(graph), str(self._cache.folder), fresh=self._cache.tries(key).bad > 0)
         self._begin(key, "the build was cut off", must=True)
         try:
-            _Child(order, self._config.build_timeout_s).wait(report, stopping)
+            with self._calibration() as images:
+                order = replace(order, images=images)
+                _Child(order, self._config.build_timeout_s).wait(report, stopping)
         except (Stopped, DiskFull):
             self._cache.give_back(key)
             raise
@@ -135,6 +153,22 @@ class PlanEngine:
                 hint=f"Delete {self._cache.folder / (key.stem + '.tries.json')} to let it try again.",
             )
 
+    @contextmanager
+    def _calibration(self) -> Iterator[int]:
+        """A file with the images that INT8 is calibrated on; -1 where none are wanted. It has no name: nothing of it outlives the build."""
+        if self._precision != "int8":
+            yield -1
+            return
+        images = np.stack([*probe_images(self._artefacts.spec.image_size), *self._images()])
+        try:
+            with tempfile.TemporaryFile() as stream:
+                np.save(stream, images)
+                stream.flush()
+                stream.seek(0)
+                yield stream.fileno()
+        except OSError as cause:
+            raise DiskFull(f"no room for the images to calibrate on: {cause.strerror or cause}") from cause
+
     def _require_room(self, graph: Path) -> None:
         self._cache.folder.mkdir(parents=True, exist_ok=True)
         needed, free = _ROOM * graph.stat().st_size, shutil.disk_usage(self._cache.folder).free
@@ -166,6 +200,7 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the daemon
+                pass_fds=() if order.images < 0 else (order.images,),
             )
         except OSError as cause:  # no memory for one, perhaps
             raise EngineError(f"the building process can't be started: {cause.strerror or cause}") from cause

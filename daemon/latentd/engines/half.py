@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from latentd.errors import EngineError
 
+_QUANTIZED = re.compile(r"^/blocks\.\d+/(qkv|proj|fc1|fc2)/")
 _FP32 = re.compile(r"(^|/)(norm\d?/|Softmax(_\d+)?$)|^/(Sub|Div)(_\d+)?$")
 
 
@@ -23,7 +24,10 @@ def stays_fp32(name: str) -> bool:
 
 
 def half(graph: bytes) -> bytes:
-    """The same graph in FP16 but for what stays in FP32; inputs and outputs stay float32. EngineError where a weight is too large."""
+    """The same graph in FP16 but for what stays in FP32; inputs and outputs stay float32. EngineError where a weight is too large.
+
+    Layers that are quantized already keep FP32 around their INT8: QuantizeLinear takes nothing else before opset 19.
+    """
     import onnx
 
     model = onnx.load_from_string(graph)
@@ -42,6 +46,7 @@ class _Halving:
         import onnx
 
         self._onnx = onnx
+        self._is_int8 = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         self._fp32, self._fp16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
         self.nodes: List[Any] = []
         self.initializers: List[Any] = []
@@ -69,7 +74,8 @@ class _Halving:
         if node.op_type == "Constant":
             self._keep(node.output[0], next(each.t for each in node.attribute if each.name == "value"))
             return
-        wanted = self._fp32 if stays_fp32(node.name) or node.op_type == "Cast" else self._fp16
+        stays = stays_fp32(node.name) or node.op_type == "Cast" or (self._is_int8 and _QUANTIZED.search(node.name) is not None)
+        wanted = self._fp32 if stays else self._fp16
         copy = self._onnx.NodeProto()
         copy.CopyFrom(node)
         copy.input[:] = [self._as(name, wanted) for name in node.input]

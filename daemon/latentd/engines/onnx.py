@@ -18,7 +18,7 @@ from latentd.engines.stage import Encoded, StageSpec, planar
 from latentd.errors import EngineError
 from latentd.trouble import is_shortage
 
-_CPU = "CPUExecutionProvider"
+CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
 CUDA_MEMORY_BYTES = 1 << 30
@@ -29,14 +29,25 @@ class OnnxStage:
 
     Cores that share one image wait for each other after every operator. So they do that only for an image that comes alone; otherwise each
     takes images of its own, from the second session. Raises EngineError where the provider can't serve: ONNX Runtime itself would quietly
-    take the CPU instead.
+    take the CPU instead. alone: images of a batch run one by one, because the graph takes ranges over all that it is given: what an image
+    is encoded as must not depend on its neighbours.
     """
 
-    def __init__(self, spec: StageSpec, graph: Path, provider: str, threads: int = 0, cuda_memory_bytes: int = CUDA_MEMORY_BYTES) -> None:
+    def __init__(
+        self,
+        spec: StageSpec,
+        graph: Path,
+        provider: str,
+        threads: int = 0,
+        kind: str = "",
+        alone: bool = False,
+        cuda_memory_bytes: int = CUDA_MEMORY_BYTES,
+    ) -> None:
         self.spec = spec
-        self.name = engine_name(provider)
-        self.lanes = (threads or usable_cores()) if provider == _CPU else 1
-        self._errors = _runtime_errors()
+        self.name = engine_name(provider) + kind
+        self._alone = alone
+        self.lanes = (threads or usable_cores()) if provider == CPU else 1
+        self._errors = runtime_errors()
         self._graph, self._provider = graph, provider
         self._cuda_memory_bytes = cuda_memory_bytes
         self._stream: Optional[Any] = answering_stream() if provider == _CUDA else None  # lives as long as the session
@@ -47,12 +58,15 @@ class OnnxStage:
     def encode(self, pixels: NDArray[np.uint8], tokens: bool = False, shared: bool = False) -> Encoded:
         outputs = ["features", "tokens"] if tokens else ["features"]
         session = self._lane_session if shared else self._session
+        step = 1 if self._alone else max(1, len(pixels))
+        parts = [planar(pixels[start : start + step]) for start in range(0, len(pixels), step)]
         try:
-            found = session.run(outputs, {"pixels": planar(pixels)}, self._run_options())
+            found = [session.run(outputs, {"pixels": part}, self._run_options()) for part in parts]
         except self._errors as cause:
             self._is_short = self._provider == _CUDA and is_shortage(cause)
             raise EngineError(f"{self.name} failed on {len(pixels)} images: {cause}") from cause
-        return Encoded(found[0], found[1] if tokens else None)
+        features, *rest = found[0] if len(found) == 1 else [np.concatenate(each) for each in zip(*found)]
+        return Encoded(features, rest[0] if tokens else None)
 
     def close(self) -> None:
         self._session = self._lane_session = None
@@ -88,7 +102,7 @@ class OnnxStage:
         # Spin between operators, which is fastest, but not after a run: there it would take cores and joules from the learner.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         wanted: List[Any] = [(self._provider, self._provider_options())]
-        wanted += [] if self._provider == _CPU else [_CPU]  # it takes what a device has no kernel for
+        wanted += [] if self._provider == CPU else [CPU]  # it takes what a device has no kernel for
         try:
             session = onnxruntime.InferenceSession(str(self._graph), options, providers=wanted)
         except self._errors as cause:
@@ -111,7 +125,7 @@ def engine_name(provider: str) -> str:
     return "onnxruntime-" + provider.replace("ExecutionProvider", "").lower()
 
 
-def _runtime_errors() -> Tuple[Type[Exception], ...]:
+def runtime_errors() -> Tuple[Type[Exception], ...]:
     """ONNX Runtime's exceptions share no base class short of Exception: all of them, by name."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

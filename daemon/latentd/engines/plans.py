@@ -18,10 +18,10 @@ from latentd.files import replacing
 
 log = logging.getLogger(__name__)
 
-BUILD_RULES = 1
-"""Part of the key: change it whenever the same graph would be built otherwise."""
+BUILD_RULES = 2
+"""Part of the key: change it whenever the same graph would be built otherwise, also where it would be quantized otherwise."""
 TRIES = 3  # builds or first runs of one plan that may end badly; afterwards it is left alone until something of its key changes
-_KEPT = 4  # plans: two precisions before and after an upgrade
+_KEPT = 6  # plans: three precisions before and after an upgrade
 
 
 class NotBuilt(EngineError):
@@ -97,6 +97,11 @@ class PlanCache:
         """Measurements of kernels, shared by all plans of one TensorRT on one GPU."""
         identity = hashlib.sha256(f"{key.tensorrt} {key.gpu}".encode()).hexdigest()[:16]
         return self.folder / f"timing-{identity}.cache"
+
+    def calibration(self, key: PlanKey) -> Path:
+        """TensorRT's ranges of the values inside one graph, which are of no GPU in particular."""
+        identity = hashlib.sha256(f"{key.tensorrt} {key.graph_sha256} {key.rules}".encode()).hexdigest()[:16]
+        return self.folder / f"calibration-{identity}.cache"
 
     def tries(self, key: PlanKey) -> Tries:
         found = _read_json(self._path(key, ".tries.json"))

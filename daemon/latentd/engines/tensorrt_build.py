@@ -17,8 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd.engines.calibrating import entropy_calibrator
 from latentd.engines.half import half, stays_fp32
+from latentd.engines.int8 import calibrated
 from latentd.engines.plans import PlanCache, PlanKey
+from latentd.engines.quantize import smoothed, with_casts
 from latentd.engines.tensorrt import make_logger
 from latentd.errors import EngineError
 from latentd.files import replacing
@@ -31,12 +37,15 @@ _NICE = 10  # the engine that serves meanwhile goes first
 
 @dataclass(frozen=True)
 class BuildOrder:
-    """What to build, and where it goes. fresh: do without the timing cache, because the last build ended badly."""
+    """What to build, and where it goes. fresh: do without the timing cache, because the last build ended badly. images: an open file with
+    what INT8 is calibrated on, as .npy; -1 for none.
+    """
 
     key: PlanKey
     graph: str
     folder: str
     fresh: bool
+    images: int = -1
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -73,12 +82,20 @@ def build(order: BuildOrder) -> bytes:
 
     logger = make_logger(trt)
     builder = trt.Builder(logger)
-    network = _read_graph(trt, builder, logger, order)
+    images = _images(order)
+    network = _read_graph(trt, builder, logger, order, images)
     config = _made(builder.create_builder_config(), "configuration", logger)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, order.key.workspace_bytes)
-    _add_profile(builder, config, order.key)
-    if order.key.precision == "fp16" and hasattr(trt.BuilderFlag, "FP16"):  # up to 10
+    profile = _add_profile(builder, config, order.key)
+    if order.key.precision != "fp32" and hasattr(trt.BuilderFlag, "FP16"):  # up to 10
         _prefer_fp16(trt, builder, network, config)
+    if order.key.precision == "int8" and hasattr(trt.BuilderFlag, "INT8"):  # up to 10
+        _prefer_int8(trt, builder, config)
+        if not hasattr(trt, "IProgressMonitor"):  # up to 9: ranges come from its own calibrator, from 10 on from the graph
+            _say(phase="calibrating")
+            config.int8_calibrator = entropy_calibrator(trt, images, PlanCache(Path(order.folder)).calibration(order.key))
+            if not config.set_calibration_profile(profile):
+                raise EngineError(f"TensorRT takes no calibration profile: {_last(logger)}")
     timings = PlanCache(Path(order.folder)).timing_cache(order.key)
     cache = _timing_cache(config, timings, order.fresh)
     if hasattr(config, "progress_monitor"):  # from 10 on
@@ -88,14 +105,36 @@ def build(order: BuildOrder) -> bytes:
     return plan
 
 
-def _read_graph(trt: Any, builder: Any, logger: Any, order: BuildOrder) -> Any:
+def _images(order: BuildOrder) -> NDArray[np.uint8]:
+    """What INT8 is calibrated on, (n, S, S, 3); none for another precision."""
+    if order.images < 0:
+        return np.zeros((0, order.key.image_size, order.key.image_size, 3), np.uint8)
+    with os.fdopen(order.images, "rb") as stream:
+        found: NDArray[np.uint8] = np.load(stream, allow_pickle=False)
+    return found
+
+
+def _int8_graph(trt: Any, graph: bytes, images: NDArray[np.uint8]) -> bytes:
+    """From 10 on with QuantizeLinear and DequantizeLinear; for the calibrator of those before as even as it can be had."""
+    if hasattr(trt, "IProgressMonitor"):
+        return with_casts(graph, calibrated(graph, images))
+    try:
+        return smoothed(graph, calibrated(graph, images))
+    except EngineError as cause:  # no ONNX Runtime: it goes without, only less exactly
+        log.info("the graph is not smoothed: %s", cause.detail)
+        return graph
+
+
+def _read_graph(trt: Any, builder: Any, logger: Any, order: BuildOrder, images: NDArray[np.uint8]) -> Any:
     _say(phase="reading the graph")
     flags = 0
     if hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):  # needed up to 8.6, without effect in 10, gone in 11
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
     network = _made(builder.create_network(flags), "network", logger)
     graph = Path(order.graph).read_bytes()
-    if order.key.precision == "fp16" and not hasattr(trt.BuilderFlag, "FP16"):  # 11 takes types from the graph alone
+    if order.key.precision == "int8":
+        graph = _int8_graph(trt, graph, images)
+    if order.key.precision != "fp32" and not hasattr(trt.BuilderFlag, "FP16"):  # 11 takes types from the graph alone
         graph = half(graph)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(graph):
@@ -127,13 +166,14 @@ def _last(logger: Any) -> str:
     return "; ".join(logger.errors) or "it does not say why"
 
 
-def _add_profile(builder: Any, config: Any, key: PlanKey) -> None:
+def _add_profile(builder: Any, config: Any, key: PlanKey) -> Any:
     """Any batch up to the largest; tuned for one image, which is what a camera sends."""
     profile = builder.create_optimization_profile()
     image = (3, key.image_size, key.image_size)
     profile.set_shape("pixels", (1, *image), (1, *image), (key.max_batch, *image))
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"TensorRT takes no profile of 1 to {key.max_batch} images")
+    return profile
 
 
 def _prefer_fp16(trt: Any, builder: Any, network: Any, config: Any) -> None:
@@ -151,6 +191,13 @@ def _prefer_fp16(trt: Any, builder: Any, network: Any, config: Any) -> None:
             layer.precision = trt.float32
             for each in outputs:
                 layer.set_output_type(each, trt.float32)
+
+
+def _prefer_int8(trt: Any, builder: Any, config: Any) -> None:
+    """Up to 10: INT8 where it is faster and a range is known, otherwise FP16 or FP32."""
+    if not builder.platform_has_fast_int8:
+        raise EngineError("this GPU has no fast INT8")
+    config.set_flag(trt.BuilderFlag.INT8)
 
 
 def _timing_cache(config: Any, path: Path, fresh: bool) -> Any:

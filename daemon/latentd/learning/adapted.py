@@ -195,19 +195,26 @@ class Adapted:
             codes, drawn = memory.draw(self._settings.minibatch, rng)
             known = np.isin(drawn, class_ids)  # a class that came in this sleep waits for the next
             codes, target = codes[known], np.array([column[int(class_id)] for class_id in drawn[known]], np.int64)
-            start = 0
-            while start < len(codes):
+            for _ in self._gradient(classifier, optimizer, codes, target):
                 yield step
-                end = start + self.microbatch
-                if self._fits(classifier, codes[start:end], target[start:end], len(codes)):
-                    start = end
-                else:  # half a gradient may have been added: the mini-batch begins again, in smaller pieces
-                    optimizer.zero_grad(set_to_none=True)
-                    start = 0
             with self._place.queue.work():
                 optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def _gradient(
+        self, classifier: nn.Linear, optimizer: torch.optim.Optimizer, codes: NDArray[np.uint8], target: NDArray[np.int64]
+    ) -> Iterator[int]:
+        """The gradient of one mini-batch; yields before each micro-batch. Where memory is out it begins again with half as many."""
+        start = 0
+        while start < len(codes):
+            yield start
+            end = start + self.microbatch
+            if self._fits(classifier, codes[start:end], target[start:end], len(codes)):
+                start = end
+            else:  # some parameters have a share of the gradient, others do not
+                optimizer.zero_grad(set_to_none=True)
+                start = 0
 
     def _fits(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: NDArray[np.int64], of: int) -> bool:
         """Adds the gradient of one micro-batch. False where memory does not suffice for it: the next one is smaller, or on the CPU."""

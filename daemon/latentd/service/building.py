@@ -21,6 +21,7 @@ from latentd.energy.meter_thread import MeterThread
 from latentd.engines.choose import Choice, choose
 from latentd.engines.enduring import enduring
 from latentd.engines.onnx import usable_cores
+from latentd.engines.recent import RecentImages
 from latentd.engines.stage import StageSpec, stage_spec
 from latentd.engines.upgrade import Upgrade
 from latentd.errors import ConfigError, LatentdError
@@ -60,8 +61,9 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     metrics = Metrics()
     backbone = checkpoints.find(config.cache_dir, config.backbone.name)
     spec = stage_spec(config, backbone)
+    recent = RecentImages()  # filled only where something can be calibrated on it
     # Before its turn only where latents are measured.
-    choice_of = functools.lru_cache(maxsize=1)(lambda: enduring(choose(config, backbone), config, backbone))
+    choice_of = functools.lru_cache(maxsize=1)(lambda: enduring(choose(config, backbone, images=recent.all), config, backbone))
     codec = latent_codec(config, spec, backbone, lambda: choice_of().stage)
     journal = _journal(config, spec, codec, metrics, until_stop)
     ledger, meters = _energy(config, journal, until_stop)
@@ -72,7 +74,8 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     until_stop.callback(batcher.stop, STOP_S)
     limits = images.ImageLimits(config.http.max_image_bytes, config.http.max_pixels, config.http.max_frames)
     decode = functools.partial(images.decode, size=spec.image_size, limits=limits)
-    pipeline = Pipeline(batcher, decode, config.engine.decode_threads, metrics)
+    calibrates = config.engine.precision == "int8" and bool(choice.pending)
+    pipeline = Pipeline(batcher, decode, config.engine.decode_threads, metrics, taught=recent.add if calibrates else None)
     until_stop.callback(pipeline.close)
     plan = make_plan(config, backbone.shape, spec, codec, engine=(*(pending.name for pending in choice.pending), choice.stage.name)[0])
 

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
-from typing import Any, Callable, List, Sequence, Tuple, TypeVar, Union
+from typing import Any, Callable, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,15 +62,24 @@ def _end_of_work() -> None:
 
 
 class Pipeline:
-    """Decode pool and batcher as one call. `decode` turns the bytes of one image into (S, S, 3) pixels or raises a LatentdError."""
+    """Decode pool and batcher as one call. `decode` turns the bytes of one image into (S, S, 3) pixels or raises a LatentdError. taught:
+    is shown the pixels of every image that is there to be learned.
+    """
 
     def __init__(
-        self, batcher: Batcher, decode: Decode, threads: int, observer: Observer, clock: Callable[[], float] = time.monotonic
+        self,
+        batcher: Batcher,
+        decode: Decode,
+        threads: int,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+        taught: Optional[Callable[[NDArray[np.uint8]], None]] = None,
     ) -> None:
         self.batcher = batcher
         self._decode = decode
         self._observer = observer
         self._clock = clock
+        self._taught = taught
         self._pool = DecodePool(threads)
 
     async def encode(
@@ -122,6 +131,8 @@ class Pipeline:
             return
         ticket.decode_s = self._clock() - began
         self._observer.stage("decode", ticket.decode_s)
+        if self._taught is not None and ticket.priority is Priority.LEARN:
+            self._taught(pixels)
         self.batcher.enqueue(ticket, pixels)
 
 

@@ -50,7 +50,7 @@ def test_the_memory_of_a_step_is_counted_tensor_by_tensor(tiny_backbone: Backbon
     base = UpperBlocks.load(tiny_backbone, 1)
     cost = block_step(base, CODEC, memory(), arrays()[1], LEARN, stopwatch)
     learned = sum(parameter.numel() * 4 for _, parameter in BlockProbe(base, CODEC, LEARN, memory()).adapted.blocks.learned())
-    pretrained = sum(parameter.numel() * 4 for parameter in base.parameters())
+    pretrained = sum(parameter.numel() * parameter.element_size() for parameter in base.parameters())
     assert cost.gradients_bytes == learned
     assert cost.optimizer_bytes == 2 * learned
     # Norms of the pretrained blocks are held beside those that learn; everything learned is there twice: one copy answers.
