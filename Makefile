@@ -1,4 +1,4 @@
-# Needs Python 3.8 to 3.13 with venv, and make; no root but for test-systemd. Everything runs in $(VENV), made by deploy/venv.sh when it is missing or out of date.
+# Needs Python 3.8 to 3.13 with venv, and make; no root but for test-systemd and test-image. Everything runs in $(VENV), made by deploy/venv.sh when it is missing or out of date.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.made-for-$(VERSION)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-browser test-device test-systemd check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune bench-int8 clean
+.PHONY: help demo run test test-browser test-device test-systemd test-image check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune bench-int8 bench-unknown bench-drift clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -35,10 +35,14 @@ test-device: $(STAMP) ## run the tests that need a GPU; without one each says wh
 test-systemd: $(STAMP) ## run the tests of the service under a real systemd, in a container; as root
 	@$(RUN) -m pytest -m systemd $(ARGS)
 
-check: $(STAMP) ## lint, format and types
+test-image: $(STAMP) ## build the container image on a Debian root and run it; as root
+	@$(RUN) -m pytest -m image $(ARGS)
+
+check: $(STAMP) ## lint, format and types; the Dockerfile too
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
+	@$(VENV)/bin/hadolint Dockerfile.l4t
 
 bench-elpv: $(STAMP) backbone ## accuracy on the ELPV solar cells, over HTTP
 	@$(RUN) benchmarks/elpv.py --out $(OUT)/elpv.json $(ARGS)
@@ -61,11 +65,19 @@ bench-prune: $(STAMP) backbone ## accuracy and latency against the share of atte
 bench-int8: $(STAMP) backbone ## speed and accuracy of the INT8 frozen stage against the float one
 	@$(RUN) benchmarks/int8.py --out $(OUT)/int8.json $(ARGS)
 
+bench-unknown: $(STAMP) backbone ## what was never taught, told from what was
+	@$(RUN) benchmarks/unknown.py --out $(OUT)/unknown.json $(ARGS)
+
+bench-drift: $(STAMP) backbone ## false alarms of drift, and how soon a class that changed is found
+	@$(RUN) benchmarks/drift.py --out $(OUT)/drift.json $(ARGS)
+
 clean: ## remove the environment, results and caches; never the state or the weights
 	rm -rf $(VENV) $(OUT) build daemon/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find daemon benchmarks tests deploy -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: backbone
+.PHONY: environment backbone
+environment: $(STAMP)
+
 backbone: $(STAMP)
 	@$(RUN) -m latentd backbone pull
 

@@ -67,12 +67,12 @@ class DaemonProcess:
         return _results(answer)
 
     def ask(self, photos: Sequence[bytes]) -> List[str]:
-        """The decisions for any number of photos, sixteen a request."""
-        decisions: List[str] = []
+        """The most probable label of each of any number of photos, trusted or not, sixteen a request."""
+        labels: List[str] = []
         for start in range(0, len(photos), BATCH):
             files = [("image", (f"{index}.png", photo, "image/png")) for index, photo in enumerate(photos[start : start + BATCH])]
-            decisions += [result["decision"] for result in _results(self.client.post("/v1/classify", files=files))]
-        return decisions
+            labels += [result["predictions"][0]["label"] for result in _results(self.client.post("/v1/classify", files=files))]
+        return labels
 
     def get(self, path: str) -> Dict[str, Any]:
         found: Dict[str, Any] = self.client.get(path).raise_for_status().json()

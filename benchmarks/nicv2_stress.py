@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from joules import LearningEnergy
 from latentd.config import Config
 from latentd.learning.snapshot import Snapshot
+from latentd.learning.unknown import to_answer
 from methods.daemon import Latentd
 from nicv2_run import Answers, per_class, right, setting_of, teach
 from streams import Course, Objects50, Source
@@ -30,7 +31,10 @@ Classes = NDArray[np.int64]
 Score = Callable[[Snapshot, NDArray[np.float32]], NDArray[np.float64]]
 
 # How known an image looks, by name: larger is more known.
-SCORES: Dict[str, Score] = {"largest probability": lambda snapshot, features: snapshot.predict(features).max(axis=1)}
+SCORES: Dict[str, Score] = {
+    "likeness": lambda snapshot, features: to_answer(snapshot.analytic, features)[1],
+    "largest probability": lambda snapshot, features: snapshot.predict(features).max(axis=1),
+}
 
 
 def wrong_frames(course: Course, classes: int, seed: int, share: float = NOISE) -> Course:

@@ -21,8 +21,17 @@ from lessons import CODEC, FEATURES, SLOT_BYTES, WAIT_S, features, teach
 PROBE = np.stack([features(label, 5000 + number) for label in ("cat", "dog", "owl", "probe") for number in range(5)])
 
 
-def make_trainer(slots: int = 1000, epochs: float = 1.0, seed: int = 0) -> Trainer:
-    settings = TrainerSettings(slots * SLOT_BYTES, minibatch=16, epochs=epochs, learning_rate=1e-3, label_smoothing=0.1, seed=seed)
+def make_trainer(slots: int = 1000, epochs: float = 1.0, seed: int = 0, unknown_rate: float = 0.0) -> Trainer:
+    """Answers everything, unless an unknown_rate says how much it may refuse."""
+    settings = TrainerSettings(
+        slots * SLOT_BYTES,
+        minibatch=16,
+        epochs=epochs,
+        learning_rate=1e-3,
+        label_smoothing=0.1,
+        seed=seed,
+        unknown_rate=unknown_rate,
+    )
     return Trainer(CODEC, FEATURES, settings)
 
 
@@ -93,7 +102,8 @@ def taught(learner: Learner, journal: Journal, *batches: Sequence[Tuple[str, int
 def answers(learner: Learner, label: str, numbers: Sequence[int]) -> List[str]:
     """What the served snapshot says of pictures of this label."""
     snapshot = learner.snapshot
-    return [snapshot.decide(row) for row in snapshot.predict(np.stack([features(label, number) for number in numbers]))]
+    rows = np.stack([features(label, number) for number in numbers])
+    return snapshot.decide(rows, snapshot.predict(rows))
 
 
 # --- trainers without a thread ---

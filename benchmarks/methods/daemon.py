@@ -32,7 +32,9 @@ class Latentd:
         self._classes, self._learn = classes, learn
         self._codec = codec or make_latent_codec(learn.codec, learn.codec_kind, (tokens, width // tokens), seed=learn.seed)
         epochs = 0.0 if floor_only else learn.epochs
-        settings = TrainerSettings(learn.replay_bytes, learn.minibatch, epochs, learn.learning_rate, learn.label_smoothing, learn.seed)
+        settings = TrainerSettings(
+            learn.replay_bytes, learn.minibatch, epochs, learn.learning_rate, learn.label_smoothing, learn.seed, learn.unknown_rate
+        )
         self.trainer = Trainer(self._codec, width, settings)
         self._samples = np.zeros(classes, np.int64)
         self._held = np.zeros(classes, np.int64)

@@ -88,6 +88,7 @@ def test_every_stress_runs_and_gives_figures(name: str, monkeypatch: pytest.Monk
     assert 50 < found["accuracy"] <= 100
     assert all(0 <= value <= 100 for value in found.values())
     if name == "never taught":
+        assert found["auroc likeness"] > 60
         assert found["auroc largest probability"] > 60
     if name == "away and back":
         assert found["taught_again"] > 90 and found["lessons_away"] >= 10

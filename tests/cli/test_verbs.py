@@ -123,6 +123,13 @@ def test_empty_lists_say_what_to_do(asked: Latentd) -> None:
     assert "latentd learn" in asked("classes").err
 
 
+def test_accuracy_says_what_is_refused_and_what_drifts(asked: Latentd) -> None:
+    said = asked("accuracy").out
+    assert "1 of 20 hold-out images are answered unknown; up to 5 % of right answers may be refused." in said
+    assert "dog: its new images look less and less like it, from s00000002 on." in said
+    assert "cat: " not in said
+
+
 def test_the_confusions_are_listed(asked: Latentd) -> None:
     assert asked("accuracy", "--confusion").out.splitlines()[-1].split() == ["cat", "dog", "1"]
 

@@ -65,7 +65,7 @@ def test_tallies_come_back_through_json() -> None:
 def test_the_report_counts_the_hold_out_by_class_and_confusion() -> None:
     tally = Prequential()
     tally.record(1, correct=True)
-    found = report({0: "cat", 1: "dog", 2: "owl"}, tally, [0, 0, 1, 1], [0, 1, 1, None])
+    found = report({0: "cat", 1: "dog", 2: "owl"}, tally, [0, 0, 1, 1], [0, 1, 1, 2])
     assert found.holdout == Score(2, 4)
     assert found.prequential == found.prequential_recent == Score(1, 1)
     assert [(one.name, one.prequential, one.holdout) for one in found.per_class] == [
@@ -73,4 +73,4 @@ def test_the_report_counts_the_hold_out_by_class_and_confusion() -> None:
         ("dog", Score(1, 1), Score(1, 2)),
         ("owl", Score(0, 0), Score(0, 0)),
     ]
-    assert found.confusion == {"cat": {"cat": 1, "dog": 1}, "dog": {"dog": 1, "unknown": 1}}
+    assert found.confusion == {"cat": {"cat": 1, "dog": 1}, "dog": {"dog": 1, "owl": 1}}

@@ -15,9 +15,12 @@ import tiny
 from latentd.engines.torch_queue import TorchQueue
 from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import UpperBlocks
+from latentd.learning.snapshot import UNKNOWN, AdaptedHead
+from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.latents import TokenPool
 from latentd.replay.memory import ReplayMemory
-from sleepers import CODEC, POOL, SETTINGS, D, code, filled, held, run
+from latentd.replay.records import Entry, sample_id_of
+from sleepers import CODEC, POOL, SETTINGS, D, code, filled, held, latent, run
 
 
 @pytest.fixture
@@ -209,3 +212,36 @@ def test_features_are_made_one_half_after_the_other_where_memory_is_out(base: Up
 
     monkeypatch.setattr(UpperBlocks, "features", short)
     np.testing.assert_allclose(adapted._through(base, codes), whole, atol=1e-5)
+
+
+def test_the_threshold_of_unknown_stays_through_a_sleep_and_holds_for_what_the_blocks_answer(base: UpperBlocks) -> None:
+    """The floor tells two classes apart here, and finds a third strange, whoever answers."""
+
+    def seen(class_id: int, number: int) -> Tuple[NDArray[np.float32], NDArray[np.float32]]:
+        features, tokens = latent(class_id, number)
+        return features + 0.5 * np.random.default_rng(class_id).standard_normal(2 * D).astype(np.float32), tokens
+
+    training = TrainerSettings(1 << 22, 16, 1.0, 1e-3, 0.1, 0, unknown_rate=0.05)
+    trainer = Trainer(CODEC, 2 * D, training, Adapted(base, CODEC, SETTINGS))
+    for first in range(1, 241, 8):
+        batch = []
+        for seq in range(first, first + 8):
+            features, tokens = seen(seq % 2, seq)
+            packed = bytes(CODEC.encode(features[None], tokens[None])[0])
+            batch.append(Entry(seq, "sample", first, sample_id_of(seq), seq % 2, None, seq % 10 < 2, packed, 0.0))
+        run(trainer.take(batch))
+    before = trainer.candidate({0: "cat", 1: "dog"}, 0.0)[0]
+    run(trainer.sleep())
+    after = trainer.candidate({0: "cat", 1: "dog"}, 0.0)[0]
+    assert before.unknown_below is not None
+    assert after.unknown_below == before.unknown_below
+    adapted = trainer.adapted
+    assert adapted is not None and adapted.serving is not None
+    both = dataclasses.replace(after, adapted=AdaptedHead(adapted.serving, adapted.head(), 1.0), weight=0.7)
+
+    def refused(class_id: int) -> int:
+        features, tokens = (np.stack(each) for each in zip(*[seen(class_id, number) for number in range(1000, 1100)]))
+        return both.decide(features, both.predict(features, tokens)).count(UNKNOWN)
+
+    assert refused(0) + refused(1) <= 25
+    assert refused(7) >= 80

@@ -116,4 +116,4 @@ def test_forgetting_everything_leaves_a_learner_that_can_be_taught(new_journal: 
     assert (snapshot.labels, report.holdout.count, trainer.memory.used, trainer.head) == ((), 0, 0, None)
     teach(journal, ("owl", 0))
     learn(trainer, log(journal, trainer.seq))
-    assert trainer.candidate(names(journal), 0.0)[0].decide(np.ones(1)) == "owl"
+    assert trainer.candidate(names(journal), 0.0)[0].decide(PROBE[:1], np.ones((1, 1))) == ["owl"]

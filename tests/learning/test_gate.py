@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from latentd.learning.analytic import LinearHead
-from latentd.learning.gate import DEFAULT_TEMPERATURE, MIN_HOLDOUT, TEMPERATURES, Opinion, judge
+from latentd.learning.gate import DEFAULT_TEMPERATURE, MIN_HOLDOUT, TEMPERATURES, Opinion, Verdict, judge, unless_it_flips
 from latentd.learning.snapshot import softmax
 
 COUNT = 100
@@ -50,7 +50,7 @@ def test_a_worse_head_is_kept_out_and_the_floor_answers() -> None:
 def test_a_head_that_repairs_much_and_breaks_a_little_too_much_is_kept_out() -> None:
     analytic, some = floor(wrong=30)
     verdict = judge(analytic, opinion(wrong_on=(97, 98, 99)), some, TRUTH)
-    assert (verdict.candidate_correct, verdict.negative_flips) == (97, 3)
+    assert (verdict.candidate_correct, verdict.negative_flips, verdict.positive_flips, verdict.flips_allowed) == (97, 3, 30, 2)
     assert verdict.weight == 0.0
     assert verdict.reason == "kept out: hold-out 97 against 70 right of 100, 3 negative flips"
     assert (verdict.answers == TRUTH).sum() == 70
@@ -109,3 +109,25 @@ def test_an_opinion_that_is_too_sure_of_itself_is_cooled_before_it_is_weighed() 
     verdict = judge(analytic, shouting._replace(temperatures=TEMPERATURES), some, TRUTH)
     assert verdict.opinion_temperature > 1.0
     assert judge(analytic, shouting, some, TRUTH).opinion_temperature == 1.0
+
+
+def found_elsewhere() -> Verdict:
+    """A verdict on other samples, by which the candidate takes part."""
+    analytic, some = floor(wrong=20)
+    return judge(analytic, opinion(wrong_on=()), some, TRUTH)
+
+
+def test_what_is_better_elsewhere_takes_part_while_it_flips_little_on_the_hold_out() -> None:
+    analytic, some = floor(wrong=10, score=0.1)
+    found = unless_it_flips(found_elsewhere(), analytic, opinion(wrong_on=(98, 99)), some, TRUTH)
+    assert (found.weight, found.reason) == (found_elsewhere().weight, found_elsewhere().reason)
+    assert (found.answers != TRUTH).nonzero()[0].tolist() == [98, 99]
+
+
+def test_what_is_better_elsewhere_is_kept_out_where_it_flips_too_much_on_the_hold_out() -> None:
+    analytic, some = floor(wrong=10, score=0.1)
+    found = unless_it_flips(found_elsewhere(), analytic, opinion(wrong_on=(97, 98, 99)), some, TRUTH)
+    assert (found.weight, found.reason) == (0.0, "kept out: hold-out 97 against 90 right of 100, 3 negative flips")
+    assert (found.holdout, found.floor_correct, found.candidate_correct) == (100, 90, 97)
+    assert (found.negative_flips, found.positive_flips, found.flips_allowed) == (3, 10, 2)
+    assert (found.answers == TRUTH).sum() == 90

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, Sequence
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from latentd.errors import JournalError, LearnerError, Overloaded
-from latentd.learning import checkpoint, keeper, pacing
+from latentd.learning import checkpoint, gate, keeper, pacing
 from latentd.learning.learner import Learner
+from latentd.learning.trainer import Trainer
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
 from lessons import WAIT_S, running_journal, teach
@@ -108,6 +111,34 @@ def test_the_hold_out_is_reported_and_the_gate_says_what_it_did(tmp_path: Path) 
         assert learner.memory().holdout_bytes > 0
         assert learner.status().gate["holdout"] == 16
         assert "too few" in learner.status().gate["reason"]
+
+
+def test_a_candidate_that_flips_too_many_right_answers_is_not_published_and_the_status_has_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trained head was taught every label wrong, and would answer alone: the floor goes on answering."""
+
+    class Misled(Trainer):
+        def _train_step(self, new: NDArray[np.float32], new_ids: Sequence[int], new_each: int, rng: np.random.Generator) -> None:
+            codes, class_ids = self.memory.draw(16, rng)
+            assert self.head is not None
+            self.head.train_step(self._codec.decode_features(codes), [1 - int(class_id) for class_id in class_ids], rng)
+
+    monkeypatch.setattr(gate, "_WEIGHTS", (1.0,))
+    witness, lessons = Witness(), [[(label, 4 * number + i) for label in ("cat", "dog") for i in range(4)] for number in range(20)]
+    with running_journal(tmp_path, holdout_every=3) as journal, running_learner(
+        journal, tmp_path, make=made(Misled), observer=witness
+    ) as learner:
+        taught(learner, journal, *lessons)
+        status = learner.status()
+        assert learner.snapshot.trained is None
+        assert answers(learner, "cat", range(500, 520)).count("cat") >= 19
+    found = status.gate
+    assert found["reason"] == status.last_publish_rejected
+    assert found["reason"].startswith(f"kept out: hold-out {found['candidate_correct']} against {found['floor_correct']} right of")
+    assert found["candidate_correct"] == found["floor_correct"] - found["negative_flips"] + found["positive_flips"]
+    assert found["negative_flips"] > found["negative_flips_allowed"] == int(0.02 * found["holdout"])
+    assert (found["trained_weight"], "holdout" in witness.reasons) == (0.0, True)
 
 
 # --- behaving ---

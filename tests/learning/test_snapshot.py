@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
-from typing import Optional, Tuple
+from dataclasses import FrozenInstanceError, replace
+from typing import Optional, Tuple, cast
 
 import numpy as np
 import pytest
@@ -13,16 +13,21 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from latentd.learning.adaptive import TrainedHead
-from latentd.learning.analytic import LinearHead
-from latentd.learning.snapshot import UNKNOWN, Snapshot, blend, empty, softmax
+from latentd.learning.analytic import Landmarks, LinearHead
+from latentd.learning.blocks import UpperBlocks
+from latentd.learning.snapshot import UNKNOWN, AdaptedHead, Snapshot, blend, empty, softmax
 
 F, H = 3, 4
 SOME = np.eye(F, dtype=np.float32)[[0, 1, 2, 0]]
 
 
 def linear(ids: Tuple[int, ...]) -> LinearHead:
-    dice = np.random.default_rng(len(ids))
-    return LinearHead(ids, dice.standard_normal((F, len(ids))).astype(np.float32), np.zeros(len(ids), np.float32))
+    """The mean of everything lies at 0, and the classes lie far out."""
+    weight = np.random.default_rng(len(ids)).standard_normal((F, len(ids))).astype(np.float32)
+    marks = Landmarks(
+        np.zeros(F, np.float32), np.zeros(len(ids), np.float32), np.full(len(ids), 10.0, np.float32), np.ones(len(ids), np.float32)
+    )
+    return LinearHead(ids, weight, np.zeros(len(ids), np.float32), landmarks=marks)
 
 
 def hidden(ids: Tuple[int, ...]) -> TrainedHead:
@@ -48,13 +53,13 @@ def test_before_anything_was_taught_everything_is_unknown() -> None:
     nothing = empty(5.0)
     assert (nothing.version, nothing.labels, nothing.seq) == (0, (), 0)
     assert nothing.predict(np.zeros((3, 1536), np.float32)).shape == (3, 0)
-    assert nothing.decide(np.zeros(0)) == UNKNOWN
+    assert nothing.decide(np.zeros((2, 1536), np.float32), np.zeros((2, 0))) == [UNKNOWN, UNKNOWN]
 
 
 def test_one_class_is_certain_and_none_is_unknown() -> None:
     np.testing.assert_array_equal(snapshot((0,)).predict(SOME), np.ones((4, 1)))
     assert snapshot(()).predict(SOME).shape == (4, 0)
-    assert snapshot(()).decide(np.zeros(0)) == UNKNOWN
+    assert snapshot(()).decide(SOME, np.zeros((4, 0))) == [UNKNOWN] * 4
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
@@ -66,10 +71,39 @@ def test_rows_sum_to_one_whatever_the_trained_head_knows(weight: float, ids: Tup
     assert (probabilities >= 0).all()
 
 
-def test_the_decision_is_the_most_probable_label_unless_it_is_too_improbable() -> None:
-    assert snapshot().decide(np.array([0.2, 0.5, 0.3])) == "b"
-    assert snapshot(unknown_below=0.5).decide(np.array([0.2, 0.5, 0.3])) == "b"
-    assert snapshot(unknown_below=0.51).decide(np.array([0.2, 0.5, 0.3])) == UNKNOWN
+def test_the_decision_is_the_most_probable_label_unless_the_image_looks_like_nothing_taught() -> None:
+    probabilities = np.array([[0.2, 0.5, 0.3]] * 4)
+    assert snapshot().decide(SOME, probabilities) == ["b"] * 4
+    assert snapshot(unknown_below=-1e9).decide(SOME, probabilities) == ["b"] * 4
+    least = np.sort((SOME @ linear((0, 1, 2)).weight).max(axis=1) / 10.0)
+    decided = snapshot(unknown_below=float(least[:2].mean())).decide(SOME, probabilities)
+    assert sorted(decided) == ["b", "b", "b", UNKNOWN]
+    assert snapshot(unknown_below=1e9).decide(SOME, probabilities) == [UNKNOWN] * 4
+
+
+def test_one_class_alone_is_never_unknown() -> None:
+    assert snapshot((0,), unknown_below=1e9).decide(SOME, np.ones((4, 1))) == ["a"] * 4
+
+
+class Upside(AdaptedHead):
+    """Blocks above the split that see everything the other way round."""
+
+    def scores(self, tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = -100 * tokens[:, 0] @ self.head.weight
+        return scores
+
+
+def test_where_adapted_blocks_answer_the_label_is_theirs_and_the_floor_refuses_what_is_strange() -> None:
+    adapted = Upside(cast(UpperBlocks, None), linear((0, 1, 2)), 1.0)
+    both = replace(snapshot(), adapted=adapted, weight=1.0)
+    told = both.predict(SOME, SOME[:, None])
+    floor = both.analytic.weight.argmax(axis=1)[[0, 1, 2, 0]]
+    assert (told.argmax(axis=1) != floor).all()
+    assert both.decide(SOME, told) == ["abc"[best] for best in told.argmax(axis=1)]
+    least = np.sort((SOME @ both.analytic.weight).max(axis=1) / 10.0)
+    decided = replace(both, unknown_below=float(least[:2].mean())).decide(SOME, told)
+    strange = int(np.argmin((SOME @ both.analytic.weight).max(axis=1)))
+    assert [index for index, label in enumerate(decided) if label == UNKNOWN] == [strange]
 
 
 def test_a_higher_temperature_is_less_sure_and_decides_the_same() -> None:

@@ -22,8 +22,10 @@ from latentd.energy.ledger import EnergyLedger
 from latentd.engines.choose import Attempt, Choice
 from latentd.engines.stage import Encoded, StageSpec
 from latentd.learning.accuracy import AccuracyReport, ClassAccuracy, Score
+from latentd.learning.drift import Drift
 from latentd.learning.learner import Learner
 from latentd.learning.status import LearnerStatus, MemoryStatus
+from latentd.learning.unknown import UnknownReport
 from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import make_latent_codec
@@ -97,7 +99,7 @@ class FakeSnapshot:
 
     version: int = 7
     labels: Tuple[str, ...] = ("cat", "dog", "owl")
-    unknown_below: Optional[float] = None
+    refuses: bool = False
     wants_tokens: bool = False
 
     def predict(self, features: NDArray[np.float32], tokens: Optional[NDArray[np.float32]] = None) -> NDArray[np.float64]:
@@ -106,10 +108,10 @@ class FakeSnapshot:
         row[:1] = 0.5 if C > 1 else 1.0
         return np.tile(row, (len(features), 1))
 
-    def decide(self, probabilities: NDArray[np.float64]) -> str:
-        if not self.labels or (self.unknown_below is not None and probabilities.max() < self.unknown_below):
-            return "unknown"
-        return self.labels[int(probabilities.argmax())]
+    def decide(self, features: NDArray[np.float32], probabilities: NDArray[np.float64]) -> List[str]:
+        if self.refuses or not self.labels:
+            return ["unknown"] * len(features)
+        return [self.labels[int(best)] for best in probabilities.argmax(axis=1)]
 
 
 class FakeLearner:
@@ -143,8 +145,12 @@ class FakeLearner:
         return MemoryStatus(100, 1, 40, 4000, 0, "int8 token", 0, {record.class_id: 1 for record in self._journal.classes()})
 
     def accuracy(self) -> AccuracyReport:
-        per_class = tuple(ClassAccuracy(record.name, Score(1, 2), Score(0, 0)) for record in self._journal.classes())
-        return AccuracyReport(Score(3, 4), Score(3, 4), Score(0, 0), per_class, {"cat": {"dog": 1}})
+        drifts = {"dog": Drift(1.25, "s00000002", drifting=True), "cat": Drift(0.0, None, drifting=False)}
+        per_class = tuple(
+            ClassAccuracy(record.name, Score(1, 2), Score(0, 0), drifts.get(record.name)) for record in self._journal.classes()
+        )
+        unknown = UnknownReport(0.05, 0.4, None, 80, 1, 20)
+        return AccuracyReport(Score(3, 4), Score(3, 4), Score(0, 0), per_class, {"cat": {"dog": 1}}, unknown)
 
 
 @dataclass

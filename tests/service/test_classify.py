@@ -105,7 +105,7 @@ def test_keep_all_stores_a_held_sample_that_can_be_labelled_later(world: World) 
 
 def test_keep_uncertain_stores_only_what_was_not_decided(world: World) -> None:
     sure = world.classify(picture(0), params={"keep": "uncertain"}).json()["results"][0]
-    world.learner.snapshot.unknown_below = 0.9
+    world.learner.snapshot.refuses = True
     unsure = world.classify(picture(1), params={"keep": "uncertain"}).json()["results"][0]
     assert sure["sample_id"] is None
     assert (unsure["decision"], unsure["sample_id"] is not None) == ("unknown", True)

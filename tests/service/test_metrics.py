@@ -32,6 +32,7 @@ NAMES = {
     "latentd_publish_rejected_total",
     "latentd_accuracy_ratio",
     "latentd_accuracy_samples",
+    "latentd_drifting_classes",
     "latentd_energy_joules_total",
     "latentd_energy_rail_joules_total",
     "latentd_energy_meter_up",
@@ -96,6 +97,12 @@ def test_routes_are_templates_and_unknown_ones_share_a_label(world: World) -> No
 def test_class_names_and_sample_ids_never_become_labels(world: World) -> None:
     world.learn((picture(), "secret class"))
     assert "secret" not in scraped(world)
+
+
+def test_drifting_classes_are_counted_and_not_named(world: World) -> None:
+    assert "latentd_drifting_classes 0.0" in scraped(world)
+    world.learn((picture(0), "cat"), (picture(1), "dog"))
+    assert "latentd_drifting_classes 1.0" in scraped(world)
 
 
 def test_what_is_unknown_is_left_out_and_never_zero(world: World) -> None:

@@ -97,6 +97,18 @@ def test_accuracy_shows_confusions_when_asked(world: World) -> None:
     assert_problem(world.call("GET", "/v1/accuracy?detail=all"), 422, "unprocessable")
 
 
+def test_accuracy_tells_what_is_refused_and_which_classes_drift(world: World) -> None:
+    world.learn((picture(0), "cat"), (picture(1), "dog"), (picture(2), "owl"))
+    accuracy = Accuracy.model_validate(world.call("GET", "/v1/accuracy").json())
+    assert (accuracy.unknown.below, accuracy.unknown.refused, accuracy.unknown.holdout) == (0.4, 1, 20)
+    drifts = {each.name: each.drift for each in accuracy.per_class}
+    assert drifts["dog"] is not None
+    assert (drifts["dog"].score, drifts["dog"].since_sample, drifts["dog"].drifting) == (1.25, "s00000002", True)
+    assert drifts["cat"] is not None
+    assert (drifts["cat"].since_sample, drifts["cat"].drifting) == (None, False)
+    assert drifts["owl"] is None
+
+
 def test_learner_and_memory_have_the_documented_shape(world: World) -> None:
     assert Learner.model_validate(world.call("GET", "/v1/learner").json()).state == "idle"
     assert Memory.model_validate(world.call("GET", "/v1/memory").json()).codec == "int8 token"

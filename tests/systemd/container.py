@@ -40,16 +40,16 @@ def missing_tools() -> Optional[str]:
     return f"{', '.join(absent)} not found: apt-get install systemd-container debootstrap" if absent else None
 
 
-def base_root() -> Path:
-    """The Debian root, made when it is not there; skips the test where it can't be."""
-    name = hashlib.sha256(" ".join((SUITE, *PACKAGES)).encode()).hexdigest()[:8]
+def base_root(packages: Sequence[str] = PACKAGES) -> Path:
+    """A Debian root with these packages, made when it is not there; skips the test where it can't be."""
+    name = hashlib.sha256(" ".join((SUITE, *packages)).encode()).hexdigest()[:8]
     root = ROOTS / f"{SUITE}-{name}"
     if root.is_dir():
         return root
     unfinished = ROOTS / f"{root.name}.{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(unfinished)]
+    command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", SUITE, str(unfinished)]
     made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if made.returncode != 0:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -68,7 +68,7 @@ def test_killed_it_comes_back_and_knows_all_that_it_was_taught(taught: Container
 
 
 def test_an_idle_one_feeds_the_watchdog_and_a_stuck_one_is_killed_by_it(bare: Container, drop_in: Drop) -> None:
-    drop_in(f"WatchdogSec=3\n{STUCK}")
+    drop_in(f"WatchdogSec=10\n{STUCK}")
     bare.call(LATENTD, "service", "install")
     pid = bare.show("MainPID")
     fed: Set[str] = set()

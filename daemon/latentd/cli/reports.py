@@ -30,6 +30,10 @@ def accuracy(confusion: bool = CONFUSION, url: Optional[str] = URL, as_json: boo
     rows = [["all", score(found["prequential"]), score(found["holdout"])], ["last 500", score(found["prequential_recent"]), "-"]]
     rows += [[each["name"], score(each["prequential"]), score(each["holdout"])] for each in found["per_class"]]
     show(table(["", "right before learning", "right on hold-out"], rows))
+    say(_unknown(found["unknown"]))
+    for each in found["per_class"]:
+        if each["drift"] and each["drift"]["drifting"]:
+            say(f"{each['name']}: its new images look less and less like it, from {each['drift']['since_sample']} on.")
     if confusion:
         _show_confusion(found.get("confusion") or {})
 
@@ -120,6 +124,13 @@ def _battery(found: Optional[Dict[str, Any]]) -> str:
     paced = found["hours_at_a_minibatch_a_minute"]
     lasting = "how long it lasts is not known yet" if paced is None else f"from full {paced:.1f} h at one mini-batch a minute"
     return f"Battery of {found['capacity_wh']:g} Wh: {lasting}."
+
+
+def _unknown(found: Dict[str, Any]) -> str:
+    if found["below"] is None:
+        return f"Nothing is answered unknown: {found['reason']}."
+    share = f"{100 * found['rate']:g} % of right answers"
+    return f"{found['refused']} of {found['holdout']} hold-out images are answered unknown; up to {share} may be refused."
 
 
 def _show_confusion(found: Dict[str, Dict[str, int]]) -> None:

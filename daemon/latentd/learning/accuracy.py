@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Deque, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Mapping, Optional, Sequence, Tuple
+
+from latentd.learning.drift import Drift
+from latentd.learning.unknown import NOTHING_TAUGHT, UnknownReport
 
 RECENT = 500
 _Z95 = 1.959963984540054
@@ -48,17 +51,19 @@ class ClassAccuracy:
     name: str
     prequential: Score
     holdout: Score
+    drift: Optional[Drift] = None
 
 
 @dataclass(frozen=True)
 class AccuracyReport:
-    """confusion: true class -> answered class -> count, on the hold-out."""
+    """confusion: true class -> answered class -> count, on the hold-out. Neither it nor the scores know "unknown": that is told apart."""
 
     prequential: Score
     prequential_recent: Score
     holdout: Score
     per_class: Tuple[ClassAccuracy, ...]
     confusion: Mapping[str, Mapping[str, int]]
+    unknown: UnknownReport = NOTHING_TAUGHT
 
 
 EMPTY = AccuracyReport(Score(0, 0), Score(0, 0), Score(0, 0), (), {})
@@ -96,16 +101,22 @@ class Prequential:
         self._recent = deque((bool(value) for value in state["recent"]), maxlen=RECENT)
 
 
-def report(names: Mapping[int, str], prequential: Prequential, truth: Sequence[int], answers: Sequence[Optional[int]]) -> AccuracyReport:
-    """names: class id -> name. truth, answers: class ids of the hold-out samples and what was answered."""
+def report(
+    names: Mapping[int, str],
+    prequential: Prequential,
+    truth: Sequence[int],
+    answers: Sequence[int],
+    drift: Callable[[int], Optional[Drift]] = lambda _: None,
+) -> AccuracyReport:
+    """names: class id -> name. truth, answers: class ids of the hold-out samples and what was answered. drift: of a class id."""
     confusion: Dict[str, Dict[str, int]] = {}
     held: Dict[int, Tuple[int, int]] = {}
     for true, answered in zip(truth, answers):
         right, count = held.get(true, (0, 0))
         held[true] = (right + int(true == answered), count + 1)
         row = confusion.setdefault(names.get(true, str(true)), {})
-        answer = "unknown" if answered is None else names.get(answered, str(answered))
+        answer = names.get(answered, str(answered))
         row[answer] = row.get(answer, 0) + 1
-    per_class = tuple(ClassAccuracy(name, prequential.of(key), Score(*held.get(key, (0, 0)))) for key, name in names.items())
+    per_class = tuple(ClassAccuracy(name, prequential.of(key), Score(*held.get(key, (0, 0))), drift(key)) for key, name in names.items())
     total = Score(sum(right for right, _ in held.values()), sum(count for _, count in held.values()))
     return AccuracyReport(prequential.total(), prequential.recent(), total, per_class, confusion)

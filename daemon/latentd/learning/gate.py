@@ -9,7 +9,7 @@ samples that neither was trained on. Pure functions of the hold-out, so the same
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -41,7 +41,8 @@ class Opinion(NamedTuple):
 @dataclass(frozen=True)
 class Verdict:
     """weight: of the trained part in the answers, 0 when it is kept out; reason says why, with the numbers. opinion_temperature: of its
-    scores.
+    scores. holdout: samples that it was judged on, and of them: right by the floor and by the candidate, right only by the floor (negative
+    flips; more than `flips_allowed` keep it out) and only by the candidate (positive ones).
     """
 
     temperature: float
@@ -52,6 +53,8 @@ class Verdict:
     floor_correct: int
     candidate_correct: int
     negative_flips: int
+    positive_flips: int
+    flips_allowed: int
     answers: NDArray[np.int64]  # (holdout,) columns of the analytic head that the published snapshot answers
 
 
@@ -64,7 +67,7 @@ def judge(analytic: LinearHead, opinion: Optional[Opinion], features: NDArray[np
     temperature = floor_temperature(analytic, scores, columns)
     answers = answers_of(analytic.class_ids, scores, temperature)
     reason = "nothing trained yet" if opinion is None else f"{count} hold-out samples are too few to judge ({MIN_HOLDOUT} needed)"
-    return Verdict(temperature, 1.0, 0.0, reason, count, int((answers == columns).sum()), 0, 0, answers)
+    return Verdict(temperature, 1.0, 0.0, reason, count, int((answers == columns).sum()), 0, 0, 0, 0, answers)
 
 
 def floor_temperature(analytic: LinearHead, scores: NDArray[np.float32], columns: NDArray[np.int64]) -> float:
@@ -96,12 +99,39 @@ def decide(
     net = np.bincount(np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(count), right * 1.0 - floor_right)
     numbers = f"{of} {int(right.sum())} against {int(floor_right.sum())} right of {count}, {flips} negative flips"
     by_chance = gains - flips <= CHANCE_Z * float(np.square(net).sum()) ** 0.5
-    bearable = max(MAX_NEGATIVE_FLIPS * count, 0.0 if groups is None else FLIPS_PER_GAIN * gains)
+    bearable = int(max(MAX_NEGATIVE_FLIPS * count, 0.0 if groups is None else FLIPS_PER_GAIN * gains))
     if by_chance or flips > bearable:
         weight, answers, reason = 0.0, floor_answers, f"kept out: {numbers}"
     else:
         reason = f"takes part: {numbers}"
-    return Verdict(temperature, own, weight, reason, count, int(floor_right.sum()), int(right.sum()), flips, answers)
+    return Verdict(temperature, own, weight, reason, count, int(floor_right.sum()), int(right.sum()), flips, gains, bearable, answers)
+
+
+def unless_it_flips(
+    found: Verdict, analytic: LinearHead, opinion: Opinion, features: NDArray[np.float32], columns: NDArray[np.int64]
+) -> Verdict:
+    """A verdict found on other samples, with its answers to the hold-out (as for `judge`). Where those flip too many right ones it is
+    "kept out", with the numbers of the hold-out.
+    """
+    ids, scores = analytic.class_ids, features @ analytic.weight + analytic.bias
+    cooled = Opinion(opinion.class_ids, opinion.scores / np.float32(found.opinion_temperature))
+    floor, answers = answers_of(ids, scores, found.temperature), answers_of(ids, scores, found.temperature, cooled, found.weight)
+    right, floor_right, count = answers == columns, floor == columns, len(columns)
+    flips, bearable = int((floor_right & ~right).sum()), int(MAX_NEGATIVE_FLIPS * count)
+    if flips <= bearable:
+        return replace(found, answers=answers)
+    return replace(
+        found,
+        weight=0.0,
+        reason=f"kept out: hold-out {int(right.sum())} against {int(floor_right.sum())} right of {count}, {flips} negative flips",
+        holdout=count,
+        floor_correct=int(floor_right.sum()),
+        candidate_correct=int(right.sum()),
+        negative_flips=flips,
+        positive_flips=int((right & ~floor_right).sum()),
+        flips_allowed=bearable,
+        answers=floor,
+    )
 
 
 def answers_of(

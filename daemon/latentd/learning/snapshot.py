@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from latentd.learning.adaptive import TrainedHead
 from latentd.learning.analytic import LinearHead
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.place import answering
+from latentd.learning.unknown import refused
 from latentd.trouble import FAILURES, Trouble, in_halves, trouble_of
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Snapshot:
     """A numbered adaptive stage with its labels.
 
     class_ids, labels: (C,) in column order of the analytic head. trained, adapted: one of them takes part with `weight` where the gate let
-    it. temperature: of the analytic scores. unknown_below: least probability of a decision; None: no threshold yet.
+    it. temperature: of the analytic scores. unknown_below: least likeness (learning/unknown.py) of a decision; None: no threshold yet.
     """
 
     version: int
@@ -84,14 +85,14 @@ class Snapshot:
             return floor
         return blend(floor, self.class_ids, softmax(self.trained.scores(features)), self.trained.class_ids, self.weight)
 
-    def decide(self, probabilities: NDArray[np.float64]) -> str:
-        """The label for one row (C,), or "unknown"."""
-        if not len(self.labels):
-            return UNKNOWN
-        best = int(np.argmax(probabilities))
-        if self.unknown_below is not None and probabilities[best] < self.unknown_below:
-            return UNKNOWN
-        return self.labels[best]
+    def decide(self, features: NDArray[np.float32], probabilities: NDArray[np.float64]) -> List[str]:
+        """Features (B, F) and what `predict` gave for them -> the most probable label of each, or "unknown" for what looks like nothing
+        that was taught.
+        """
+        if not self.labels:
+            return [UNKNOWN] * len(probabilities)
+        strange = refused(self.analytic, features, self.unknown_below)
+        return [UNKNOWN if odd else self.labels[int(best)] for odd, best in zip(strange, probabilities.argmax(axis=1))]
 
 
 def empty(published_at: float) -> Snapshot:

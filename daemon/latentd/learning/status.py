@@ -65,6 +65,8 @@ def gate_facts(verdict: Verdict) -> Dict[str, Any]:
         "floor_correct": verdict.floor_correct,
         "candidate_correct": verdict.candidate_correct,
         "negative_flips": verdict.negative_flips,
+        "positive_flips": verdict.positive_flips,
+        "negative_flips_allowed": verdict.flips_allowed,
     }
 
 

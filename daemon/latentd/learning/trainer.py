@@ -16,9 +16,11 @@ from latentd.learning.accuracy import AccuracyReport, Prequential, report
 from latentd.learning.adapted import Adapted
 from latentd.learning.adaptive import AdaptiveHead, TrainedHead
 from latentd.learning.analytic import LinearHead, RidgeSums
-from latentd.learning.gate import MAX_NEGATIVE_FLIPS, MIN_HOLDOUT, TEMPERATURES, Opinion, Verdict, answers_of, decide, judge
+from latentd.learning.foresight import Foresight
+from latentd.learning.gate import MIN_HOLDOUT, TEMPERATURES, Opinion, Verdict, decide, judge, unless_it_flips
 from latentd.learning.place import Place
 from latentd.learning.snapshot import AdaptedHead, Snapshot
+from latentd.learning.unknown import UnknownReport, refused
 from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import ReplayMemory
 from latentd.replay.records import Entry, seq_of
@@ -39,6 +41,7 @@ class TrainerSettings:
     learning_rate: float
     label_smoothing: float
     seed: int
+    unknown_rate: float = 0.0
 
 
 class Trainer:
@@ -60,6 +63,7 @@ class Trainer:
         self.head: Optional[AdaptiveHead] = None
         self.adapted = adapted
         self.prequential = Prequential()
+        self.foresight = Foresight()
         self.version = 0
         self.seq = 0
         self.evicted: List[str] = []
@@ -77,10 +81,15 @@ class Trainer:
         if not any(_teaches(entry) for entry in batch):
             return
         self.version += 1
+        taught = [entry for entry in batch if entry.code is not None and entry.class_id is not None and entry.was is None]
+        self.foresight.look(taught, self.features(_codes_and_classes(taught)[0]))
         fresh: List[Entry] = []
         for entry in batch:
             brings = yield from self._apply(entry)
             fresh += [entry] if brings else []
+        if self.foresight.is_due(self.sums):
+            yield 0
+            self.foresight.renew(self.sums)
         if self.adapted is not None:
             yield 0
             codes, class_ids = _codes_and_classes(fresh)
@@ -185,13 +194,15 @@ class Trainer:
             self.sums.remove(self._codec.decode_features(chunk.codes[chosen]), chunk.class_ids[chosen].tolist())
         self._drop_class(class_id)
         self.prequential.forget_class(class_id)
+        self.foresight.forget(class_id)
         if not whole:
             yield from self._rebuild()
         self._untrain()
 
     def _untrain(self) -> None:
-        """Drops what gradients have made: what one sample did to it can't be taken out again."""
+        """Drops what was made of all samples together: what one of them did to it can't be taken out again."""
         self.head = None
+        self.foresight.forget()
         if self.adapted is not None:
             self.adapted.forget()
 
@@ -253,6 +264,7 @@ class Trainer:
         verdict = self._weighed(judge(analytic, opinion, features, columns), analytic, features, columns, opinion)
         self.last_verdict = verdict
         labels = tuple(names[class_id] for class_id in analytic.class_ids)
+        below, why_not = self.foresight.answers.threshold(self._settings.unknown_rate)
         snapshot = Snapshot(
             version=self.version,
             class_ids=analytic.class_ids,
@@ -261,13 +273,16 @@ class Trainer:
             trained=part if isinstance(part, TrainedHead) and verdict.weight else None,
             weight=verdict.weight,
             temperature=verdict.temperature,
-            unknown_below=None,
+            unknown_below=below,
             published_at=published_at,
             seq=self.seq,
             adapted=replace(part, temperature=verdict.opinion_temperature) if isinstance(part, AdaptedHead) and verdict.weight else None,
         )
         answers = [analytic.class_ids[int(answer)] for answer in verdict.answers]
-        return snapshot, report(names, self.prequential, [class_id for class_id, _ in held.values()], answers)
+        accuracy = report(names, self.prequential, [class_id for class_id, _ in held.values()], answers, self.foresight.drift.of)
+        strange = int(refused(analytic, features, below).sum())
+        unknown = UnknownReport(self._settings.unknown_rate, below, why_not, len(self.foresight.answers), strange, len(held))
+        return snapshot, replace(accuracy, unknown=unknown)
 
     def _trained_part(
         self, names: Mapping[int, str], held: Sequence[str], features: NDArray[np.float32]
@@ -297,14 +312,7 @@ class Trainer:
             return verdict
         own = Opinion(analytic.class_ids, table.own, TEMPERATURES)
         found = decide(analytic.class_ids, table.floor, own, table.columns, table.groups, "before learning")
-        scores = features @ analytic.weight + analytic.bias
-        floor = answers_of(analytic.class_ids, scores, found.temperature)
-        cooled = Opinion(opinion.class_ids, opinion.scores / np.float32(found.opinion_temperature))
-        answers = answers_of(analytic.class_ids, scores, found.temperature, cooled, found.weight)
-        flips = int(((floor == columns) & (answers != columns)).sum())
-        if flips > MAX_NEGATIVE_FLIPS * len(columns):
-            return replace(found, weight=0.0, answers=floor, reason=f"kept out: {flips} negative flips of {len(columns)} on the hold-out")
-        return replace(found, answers=answers)
+        return unless_it_flips(found, analytic, opinion, features, columns)
 
     # --- checkpoint ---------------------------------------------------------------------------------------------------
 
@@ -319,8 +327,11 @@ class Trainer:
         if self.adapted is not None:
             more, adapted = self.adapted.state()
             arrays.update(more)
+        more, foresight = self.foresight.state()
+        arrays.update(more)
         facts = {
             "adapted": adapted,
+            "foresight": foresight,
             "version": self.version,
             "seq": self.seq,
             "steps": steps,
@@ -348,6 +359,8 @@ class Trainer:
             self.adapted.restore(arrays, facts["adapted"], self._holdout)
         self.version, self.seq = int(facts["version"]), int(facts["seq"])
         self.prequential.restore(facts["prequential"])
+        if "foresight" in facts:  # a version from before there was one begins with none
+            self.foresight.restore(arrays, facts["foresight"])
 
     def holdout_bytes(self) -> int:
         return sum(len(code) for _, code in self._holdout.values())
@@ -383,5 +396,4 @@ def _only(head: LinearHead, names: Mapping[int, str]) -> LinearHead:
     columns = [column for column, class_id in enumerate(head.class_ids) if class_id in names]
     if len(columns) == len(head.class_ids):
         return head
-    class_ids = tuple(head.class_ids[column] for column in columns)
-    return replace(head, class_ids=class_ids, weight=head.weight[:, columns], bias=head.bias[columns])
+    return head.only(columns)

@@ -196,7 +196,9 @@ def _learner(
     until_stop: ExitStack,
 ) -> Learner:
     learn = config.learn
-    training = TrainerSettings(learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed)
+    training = TrainerSettings(
+        learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed, learn.unknown_rate
+    )
     adapted = _adapted(config, backbone, spec, codec)
     settings = LearnerSettings(
         config.state_dir / "versions",

@@ -175,6 +175,8 @@ def _accuracy(parts: Parts) -> Iterable[Metric]:
     known = {kind: score.ratio for kind, score in kinds.items() if score.ratio is not None}
     yield _gauges("accuracy_ratio", "Share of right answers; absent while nothing was measured.", "kind", known)
     yield _gauges("accuracy_samples", "Samples behind it.", "kind", {kind: score.count for kind, score in kinds.items()})
+    drifting = sum(1 for each in report.per_class if each.drift is not None and each.drift.drifting)
+    yield _gauge("drifting_classes", "Classes whose new images stop looking like them.", drifting)
 
 
 def _energy(parts: Parts) -> Iterable[Metric]:

@@ -149,10 +149,30 @@ class ClassesAnswer(Shape):
     classes: List[ClassEntry]
 
 
+class Drift(Shape):
+    """Whether the last lessons of a class look less like it than those before."""
+
+    score: float = Field(description="1 and more: drifting")
+    since_sample: Optional[str] = Field(description="the sample with which it began; null at score 0")
+    drifting: bool
+
+
 class AccuracyOfClass(Shape):
     name: str
     prequential: Score
     holdout: Score
+    drift: Optional[Drift] = Field(description="null while the class has had too few lessons")
+
+
+class Unknown(Shape):
+    """When an image is answered "unknown"."""
+
+    rate: float = Field(description="share of right answers that may be refused: learn.unknown_rate")
+    below: Optional[float] = Field(description="least likeness of a decision; null: nothing is refused")
+    reason: Optional[str] = Field(description="why nothing is refused")
+    answers: int = Field(description="right answers, given before their images were learned, that the threshold comes from")
+    refused: int = Field(description="hold-out samples that are answered unknown now")
+    holdout: int = Field(description="hold-out samples")
 
 
 class Accuracy(Shape):
@@ -162,6 +182,7 @@ class Accuracy(Shape):
     prequential_recent: Score = Field(description="the same, over the last 500")
     holdout: Score = Field(description="taught samples that are kept out of training")
     per_class: List[AccuracyOfClass]
+    unknown: Unknown
     confusion: Optional[Dict[str, Dict[str, int]]] = Field(None, description="hold-out, true -> predicted; with ?detail=confusion")
 
 

@@ -44,8 +44,15 @@ def accuracy(report: AccuracyReport, confusion: bool = False) -> Dict[str, Any]:
         "prequential_recent": score(report.prequential_recent),
         "holdout": score(report.holdout),
         "per_class": [
-            {"name": each.name, "prequential": score(each.prequential), "holdout": score(each.holdout)} for each in report.per_class
+            {
+                "name": each.name,
+                "prequential": score(each.prequential),
+                "holdout": score(each.holdout),
+                "drift": dataclasses.asdict(each.drift) if each.drift else None,
+            }
+            for each in report.per_class
         ],
+        "unknown": dataclasses.asdict(report.unknown),
     }
     return {**view, "confusion": report.confusion} if confusion else view
 

@@ -319,6 +319,12 @@ function known(found) {
   }));
 }
 
+/** A row for the classes whose new pictures look less like them than the old ones; none while there is no such class. */
+function drifting(classes) {
+  const names = classes.filter((each) => each.drift && each.drift.drifting).map((each) => each.name);
+  return names.length ? [["Pictures that look different now", count(names.length), names.join(", ")]] : [];
+}
+
 /** The line at the top; written only when it changes, because screen readers read it out. */
 function pulse(text, mood) {
   if ($("pulse").textContent !== text) $("pulse").textContent = text;
@@ -341,6 +347,7 @@ async function poll() {
     facts("accuracy", [
       ["On pictures kept apart", ...score(accuracy.holdout)],
       ["On new ones, before learning", ...score(accuracy.prequential_recent)],
+      ...drifting(accuracy.per_class),
     ]);
     doing(status);
     const now = [status.classes, status.samples, status.version].join();

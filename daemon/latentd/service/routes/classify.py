@@ -62,8 +62,9 @@ def _judge(parts: Parts, outcomes: List[Outcome], top_k: int) -> Tuple[int, List
     snapshot = parts.learner.snapshot
     began = time.perf_counter()
     tokens = tokens_of(parts, encoded) if snapshot.wants_tokens and encoded[0].tokens is not None else None
-    probabilities = snapshot.predict(np.stack([image.features for image in encoded]), tokens)  # (B, C)
-    decisions = [snapshot.decide(row) for row in probabilities]
+    features = np.stack([image.features for image in encoded])  # (B, F)
+    probabilities = snapshot.predict(features, tokens)  # (B, C)
+    decisions = snapshot.decide(features, probabilities)
     adaptive_s = time.perf_counter() - began
     parts.metrics.stage("adaptive", adaptive_s)
     power = parts.ledger.image_energy()
