@@ -154,7 +154,7 @@ class LearnConfig:
     learning_rate: float = setting(1e-3, "AdamW's learning rate for the trained head", "", 1e-6, 1.0)
     label_smoothing: float = setting(0.1, "label smoothing of the trained head", "", 0.0, 0.9)
     checkpoint_s: float = setting(30.0, "longest time between two checkpoints of the learner while it learns", "seconds", 0.0, 3600.0)
-    unknown_rate: float = setting(0.0, "share of right answers that may be refused as unknown, say 0.01; 0: nothing is ever refused", "", 0.0, 0.5)
+    unknown_rate: float = setting(0.0, "share of right answers that may be refused as unknown, say 0.01; 0: none is", "", 0.0, 0.5)
     seed: int = setting(0, "seed of every random choice", "", 0, 2**31 - 1)
 
 
