@@ -76,10 +76,14 @@ def _limit(group: Path) -> Optional[int]:
 
 
 def _held(group: Path) -> int:
-    """Bytes the group has taken, without the file cache that it would give back first."""
+    """Bytes the group has taken, without the file cache that it would give back: what MemAvailable would count, for a group.
+
+    Of what is in use now, active files and kernel objects, the kernel takes half for available as well.
+    """
     usage = next((text for name in ("memory.current", "memory.usage_in_bytes") for text in [_text(group / name).strip()] if text), "0")
     stat = _rows(group / "memory.stat")
-    return max(0, (int(usage) if usage.isdigit() else 0) - stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    cold, warm, objects = (stat.get(f"total_{name}", stat.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
+    return max(0, (int(usage) if usage.isdigit() else 0) - cold - (warm + objects) // 2)
 
 
 def _rows(path: Path) -> Dict[str, int]:

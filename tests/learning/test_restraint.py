@@ -21,6 +21,7 @@ class Device:
         self.temperatures_c: Dict[str, Optional[float]] = {"CPU-therm": 50.0, "GPU-therm": None}
         self.throttled: Mapping[str, Tuple[str, ...]] = {}
         self.available: Optional[int] = 4000 * MIB
+        self.total = 6800 * MIB
         self.building: Optional[str] = None
         self.looks = 0
         senses = Senses(
@@ -36,7 +37,7 @@ class Device:
 
     def _headroom(self) -> Headroom:
         self.looks += 1
-        return Headroom(self.available, 6800 * MIB)
+        return Headroom(self.available, self.total)
 
     def cause(self, work: str = SLEEP) -> Optional[str]:
         self.now_s += LOOK_S
@@ -47,6 +48,14 @@ class Device:
 def test_a_board_at_ease_holds_nothing_back() -> None:
     device = Device(budget_w=10.0, max_temperature_c=85.0)
     assert (device.cause(LEARN), device.cause(SLEEP)) == (None, None)
+
+
+def test_a_small_machine_keeps_an_eighth_and_learns() -> None:
+    device = Device()
+    device.total, device.available = 1000 * MIB, 180 * MIB
+    assert device.cause(LEARN) is None
+    device.available = 120 * MIB
+    assert device.cause(LEARN) == "memory"
 
 
 def test_power_above_the_budget_holds_until_it_is_kept_with_some_distance() -> None:

@@ -235,7 +235,9 @@ class Learner:
                 return
             if kinds & FORGETS:
                 self._keeper.forgot(undone=trainer.version > version)
-            hurry = kinds & {*FORGETS, "rename"} or self._waiters.any_until(trainer.seq)
+                self._publish(trainer, "learned")
+                return  # to be saved, and wiped from the disk, before anything that may have to wait
+            hurry = "rename" in kinds or self._waiters.any_until(trainer.seq)
             if hurry or time.monotonic() >= self._next_publish_at:
                 self._publish(trainer, "learned")
             if self._stop.is_set():

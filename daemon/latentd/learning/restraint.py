@@ -15,6 +15,7 @@ from latentd.headroom import Headroom
 LOOK_S = 0.25  # between two looks: a meter reads five times a second
 STEADY = 0.95  # of the power budget: what was stopped for power goes on below this share of it
 COOLER_C = 3.0  # what was stopped for heat goes on when it is cooler by this
+MOST_RESERVED = 8  # an eighth of a small machine at most is left to everything else: it would never learn otherwise
 
 LEARN, SLEEP = "learn", "sleep"
 CAUSES = ("power", "temperature", "throttling", "memory", "building")
@@ -83,8 +84,9 @@ class Restraint:
         return next((reason for reason in (check(work) for check in checks) if reason is not None), None)
 
     def _memory(self, work: str) -> Optional[Reason]:
-        available, _, bounded_by = self._senses.headroom()
+        available, total, bounded_by = self._senses.headroom()
         reserve, needed = self._limits.reserve_bytes, self._limits.needs_bytes.get(work, 0)
+        reserve = min(reserve, total // MOST_RESERVED) if total else reserve
         if available is None or not self._passed(work, "memory", available < reserve, available < reserve + needed, begins=True):
             return None
         wanted = f"{_mib(reserve + needed)} are needed (memory.reserve_bytes and {_mib(needed)} for the work)"
