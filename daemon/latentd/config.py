@@ -181,7 +181,7 @@ class EnergyConfig:
 @dataclass(frozen=True)
 class MemoryConfig:
     reserve_bytes: int = setting(
-        384 << 20, "available memory left to everything else, an eighth of the machine at most: below it the learner waits", "bytes", 0, 1 << 40
+        384 << 20, "available memory left to all else, an eighth of the machine at most: below it the learner waits", "bytes", 0, 1 << 40
     )
     build_bytes: int = setting(
         2400 << 20, "memory that must be available before a TensorRT plan is built; until then the next engine serves", "bytes", 0, 1 << 40
