@@ -165,7 +165,9 @@ def test_what_is_forgotten_is_nowhere_on_the_disk_soon_after(tmp_path: Path, wis
             traces = [trace for number in (1, 2) for trace in traces_of("cat", number)]
             kept = traces_of("dog", 500)
             assert sum(trace in on_disk(tmp_path) for trace in traces) >= 4
-            assert len(checkpoint.versions(tmp_path / "versions")) == 3
+            assert (
+                len(checkpoint.versions(tmp_path / "versions")) >= 3
+            )  # one that is being written stands beside those that it will push out
             if wish == "class":
                 journal.forget_class("cat").result(WAIT_S)
             else:
