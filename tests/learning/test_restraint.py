@@ -7,7 +7,7 @@ from typing import Dict, Mapping, Optional, Tuple
 import pytest
 
 from latentd.headroom import Headroom
-from latentd.learning.restraint import LEARN, LOOK_S, SLEEP, Limits, Restraint, Senses
+from latentd.learning.restraint import APART_S, LEARN, LOOK_S, SLEEP, Limits, Restraint, Senses
 
 MIB = 1 << 20
 
@@ -112,6 +112,15 @@ def test_zones_that_nobody_can_read_hold_nothing_back() -> None:
     device = Device(max_temperature_c=85.0)
     device.temperatures_c = {"GPU-therm": None}
     assert device.cause() is None
+
+
+def test_the_next_sleep_has_to_find_room_again() -> None:
+    device = Device()
+    device.available = 1001 * MIB
+    assert device.cause(SLEEP) is None
+    device.available = 500 * MIB
+    device.now_s += APART_S + 1
+    assert device.cause(SLEEP) == "memory"
 
 
 def test_a_sleep_begins_only_with_room_for_all_of_it_and_then_needs_the_reserve() -> None:

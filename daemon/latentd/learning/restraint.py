@@ -15,6 +15,7 @@ from latentd.headroom import Headroom
 LOOK_S = 0.25  # between two looks: a meter reads five times a second
 STEADY = 0.95  # of the power budget: what was stopped for power goes on below this share of it
 COOLER_C = 3.0  # what was stopped for heat goes on when it is cooler by this
+APART_S = 60.0  # work asks before each of its steps; after a longer silence it is another piece of work
 MOST_RESERVED = 8  # an eighth of a small machine at most is left to everything else: it would never learn otherwise
 
 LEARN, SLEEP = "learn", "sleep"
@@ -74,6 +75,8 @@ class Restraint:
     def __call__(self, work: str) -> Optional[Reason]:
         now_s = self._clock()
         looked_s = self._looked_s.get(work)
+        if looked_s is not None and now_s - looked_s > APART_S:
+            self._held.pop((work, "memory"), None)  # the work of then is done: the next of its kind has to find room to begin again
         if looked_s is None or now_s - looked_s >= LOOK_S:
             self._found[work] = self._look(work)
             self._looked_s[work] = now_s
@@ -122,10 +125,6 @@ class Restraint:
         held = is_near if self._held.get((work, cause), begins) else is_over
         self._held[(work, cause)] = held
         return held
-
-    def ended(self, work: str) -> None:
-        """The work is done: the next of its kind has to find room to begin again."""
-        self._held.pop((work, "memory"), None)
 
 
 def _mib(count: int) -> str:
