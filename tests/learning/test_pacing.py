@@ -10,8 +10,8 @@ from typing import List, Optional
 import pytest
 
 from latentd.errors import JournalError
+from latentd.learning import checkpoint, pacing
 from latentd.learning import learner as learner_module
-from latentd.learning import pacing
 from latentd.learning.pacing import Arrivals, Urgency
 from latentd.learning.restraint import Reason
 from latentd.learning.trainer import Trainer
@@ -59,6 +59,36 @@ def test_it_waits_and_says_for_what_and_learns_when_it_may(journal: Journal, tmp
         status = learner.status()
         assert (status.reason, set(witness.waits), set(status.waited_s)) == (None, {"temperature"}, {"temperature"})
         assert status.waited_s["temperature"] > 0
+
+
+class Rationed(Held):
+    """Lets so many requests through and holds the next."""
+
+    allowed = 0
+
+    def __call__(self, work: str) -> Optional[Reason]:
+        if self.allowed:
+            self.allowed -= 1
+            return None
+        return super().__call__(work)
+
+
+def test_before_a_wait_all_that_was_learned_answers_and_is_kept(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner_module, "PUBLISH_SHARE", 1e-9)  # by itself it would not publish again today
+    held = Rationed()
+    with running_learner(journal, tmp_path, restraint=held) as learner:
+        held.allowed = 1
+        taught(learner, journal, [("cat", 0)])
+        teach(journal, ("dog", 0))
+        teach(journal, ("owl", 0))
+        held.allowed = 1
+        while set(learner.snapshot.labels) != {"cat", "dog"}:
+            threading.Event().wait(0.001)
+        while not any(checkpoint.seq_of(version) == 2 for version in checkpoint.versions(tmp_path / "versions")):
+            threading.Event().wait(0.001)
+        while learner.status().state != "waiting":
+            threading.Event().wait(0.001)
+        assert learner.status().lag_samples == 1
 
 
 def test_stopping_ends_the_wait_and_nothing_is_lost(journal: Journal, tmp_path: Path) -> None:

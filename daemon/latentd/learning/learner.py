@@ -211,6 +211,10 @@ class Learner:
                 self._rest(trainer)
             if self._keeper.due_in_s(trainer) == 0.0:
                 self._keeper.save(trainer)
+        self._settle(trainer)
+
+    def _settle(self, trainer: Trainer) -> None:
+        """Lets all that was learned answer, and makes it durable."""
         if trainer.seq > self._snapshot.seq:
             self._publish(trainer, "learned")
         self._keeper.save(trainer)
@@ -306,13 +310,13 @@ class Learner:
         """Learns one request; False where it was told to stop before it could begin."""
         self._state = "learning"
         evictions, before = trainer.memory.evictions, batch[0].seq - 1
-        if not self._pace.before_step(LEARN, lambda: self._urgency.after(before)):
+        if not self._pace.before_step(LEARN, lambda: self._urgency.after(before), lambda: self._settle(trainer)):
             return False
         with self._activity(0):
             self._score(trainer, batch)
         steps = trainer.take(batch)
         while not self._step(steps):
-            self._pace.before_step(LEARN, lambda: self._urgency.after(before))
+            self._pace.give_way()  # a request is learned whole: half of it can be neither published nor kept
             if time.monotonic() > self._stop_by:
                 raise _Stopping
         with self._activity(sum(1 for entry in batch if entry.kind == "sample" and entry.code is not None)):

@@ -39,21 +39,27 @@ class Pace:
         self.reason: Optional[str] = None
         self.waited_s: Dict[str, float] = {}
 
-    def before_step(self, work: str, urgent: Callable[[], bool]) -> bool:
-        """Returns when a step of this work ("learn" or "sleep") may be taken. urgent: ends the wait. False: told to stop meanwhile."""
-        self._give_way()
-        may_go = self._hold(work, urgent)
+    def before_step(self, work: str, urgent: Callable[[], bool], settle: Callable[[], None] = lambda: None) -> bool:
+        """Returns when a step of this work ("learn" or "sleep") may be taken. urgent: ends the wait; settle: called once before one, which
+        may be long. False: told to stop meanwhile.
+        """
+        self.give_way()
+        may_go = self._hold(work, urgent, settle)
         self.interruption = self.reason = None
         return may_go
 
-    def _give_way(self) -> None:
+    def give_way(self) -> None:
+        """Lets waiting classify requests go first, for a moment."""
         deadline = time.monotonic() + YIELD_S
         while self._busy() and not self._stopping.is_set() and time.monotonic() < deadline:
             self.interruption = "yielding"
             self._stopping.wait(0.002)
+        self.interruption = None
 
-    def _hold(self, work: str, urgent: Callable[[], bool]) -> bool:
+    def _hold(self, work: str, urgent: Callable[[], bool], settle: Callable[[], None]) -> bool:
         reason = self._restraint(work)
+        if reason is not None and not urgent():
+            settle()
         while reason is not None and not urgent():
             if self._stopping.is_set():
                 return False
