@@ -233,6 +233,7 @@ class Run:
         blocks, trainer = self._adapted.blocks, self._trainer
         learned = sum(parameter.numel() * 4 for _, parameter in blocks.learned())
         classifier = 4 * (blocks.features_width + 1) * len(self._seen)
+        widened = 4 * max(parameter.numel() for parameter in self._base.parameters())
         grams = [trainer.sums.gram.nbytes, self._adapted.sums_bytes()]
         always = {
             "replay": trainer.memory.used_bytes,
@@ -243,7 +244,7 @@ class Run:
             "learned_change": 2 * learned,  # what learns and what answers
         }
         times = {
-            "training": 3 * learned + 4 * classifier + self._activations(),  # gradient and two moments
+            "training": 3 * learned + 4 * classifier + widened + self._activations(),  # gradient and two moments
             "summing_again": grams[1] + self._learn.microbatch * self._forward_bytes,
             "solving": max(grams),  # the copy that is factorised
         }

@@ -87,5 +87,30 @@ def test_a_half_layer_gives_the_gradient_of_a_whole_one() -> None:
     np.testing.assert_allclose(ones.grad.numpy(), twos.grad.numpy(), rtol=1e-4)
 
 
+def test_one_room_for_all_matrices_gives_what_a_new_one_for_each_gives(base: UpperBlocks) -> None:
+    blocks = RankedBlocks(base, 4, seed=0)
+    with torch.no_grad():
+        for _, parameter in blocks.learned():
+            parameter.add_(0.01)
+    answers = blocks.frozen()
+    answers.requires_grad_(True)
+    for module in (blocks, answers):
+        for _ in range(2):  # the second pass begins with what the first one left in the room
+            module(torch.from_numpy(some_tokens())).square().sum().backward()
+    gradients = dict(answers.named_parameters())
+    for name, parameter in blocks.learned():
+        assert parameter.grad is not None and gradients[name].grad is not None
+        torch.testing.assert_close(parameter.grad, gradients[name].grad)
+
+
+def test_the_room_holds_the_largest_matrix_and_is_given_back_when_training_ends(base: UpperBlocks) -> None:
+    blocks = RankedBlocks(base, 4, seed=0)
+    blocks(torch.from_numpy(some_tokens())).sum().backward()
+    largest = max(parameter.numel() for name, parameter in base.named_parameters() if name.endswith("weight"))
+    assert blocks.room_bytes() == 4 * largest
+    blocks.frozen()
+    assert blocks.room_bytes() == 0
+
+
 def test_the_matrices_that_do_not_learn_take_half_the_bytes(base: UpperBlocks) -> None:
     assert {parameter.dtype for name, parameter in base.named_parameters() if name.endswith("qkv.weight")} == {torch.float16}

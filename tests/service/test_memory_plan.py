@@ -28,6 +28,7 @@ def test_blocks_take_what_the_modules_take(split: int) -> None:
     ranked = RankedBlocks(base, 3, 0)
     learned = sum(parameter.numel() * 4 for _, parameter in ranked.learned())
     assert memory_plan.upper_bytes(DINOV2, split) == parameter_bytes([base])
+    assert memory_plan.room_bytes(DINOV2, split) == 4 * max(parameter.numel() for parameter in base.parameters())
     assert memory_plan.learned_bytes(DINOV2, split, 3) == learned
 
 

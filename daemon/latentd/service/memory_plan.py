@@ -122,6 +122,16 @@ def upper_bytes(shape: VitShape, split: int) -> int:
     return weights_bytes(shape, split, shape.depth) - (FP32 - FP16) * sum(int(np.prod(sizes[name])) for name in names)
 
 
+def room_bytes(shape: VitShape, split: int) -> int:
+    """Of the largest matrix above the split at full width: training widens one at a time."""
+    sizes = canonical_shapes(shape)
+    return FP32 * max(
+        int(np.prod(sizes[f"blocks.{index}.{name}.weight"]))
+        for index in range(split, shape.depth)
+        for name in ("qkv", "proj", "fc1", "fc2")
+    )
+
+
 def learned_bytes(shape: VitShape, first: int, rank: int) -> int:
     """Of the change that the blocks above `first` learn: two thin matrices for each of theirs, and the norms."""
     sizes, count = canonical_shapes(shape), 2 * shape.width
@@ -172,6 +182,7 @@ def _blocks(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec
     return [
         Part("blocks that learn", upper_bytes(shape, spec.split) + 2 * learned, "always", "counted"),
         Part("gradients and AdamW", optimizer, "sleeping", "counted"),
+        Part("a matrix at full width", room_bytes(shape, spec.split), "sleeping", "counted"),
         Part("activations", int(STEP_OVERHEAD * kept) + refit, "sleeping", "estimate"),
     ]
 
