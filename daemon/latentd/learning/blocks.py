@@ -6,7 +6,7 @@ through the final norm. Owned by the learner thread; `RankedBlocks.frozen` gives
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Optional, Tuple, cast
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 import numpy as np
 import torch
@@ -20,42 +20,46 @@ from latentd.vision.vit import Block
 
 _LAYERS = ("qkv", "proj", "fc1", "fc2")
 _NORMS = ("norm1", "norm2")
+ROOM_BYTES = 8 << 20  # of widened matrices while blocks learn: those of one block of a ViT-S
 
 
 class Widened:
-    """Room for one matrix of half precision at full width, for the training steps of one thread.
+    """Room for matrices of half precision at full width, for the training steps of one thread.
 
-    A pass forwards ends with the matrix that the pass back begins with, and that one ends where the next begins: a third of the widening
-    is spared by remembering which matrix lies here. The room is as large as the largest matrix so far.
+    The first ones that fit into ROOM_BYTES stay until `clear`; the others come one after the other into one more place. So a block of a
+    ViT-S is widened once a sleep instead of twice a micro-batch. None of the matrices may change meanwhile.
     """
 
     def __init__(self) -> None:
-        self._room: Optional[Tensor] = None
-        self._of: Optional[Tensor] = None
+        self._kept: Dict[int, Tuple[Tensor, Tensor]] = {}  # by identity of the matrix, which therefore must stay alive
+        self._passing: Optional[Tuple[Tensor, Tensor]] = None
 
     def of(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """The matrix, valid until another is asked for. It must not have been changed since it was asked for last."""
-        size, room = weight.numel(), self._room
-        if room is None or room.numel() < size or room.dtype != dtype or room.device != weight.device:
-            room, self._of = torch.empty(size, dtype=dtype, device=weight.device), None
-            self._room = room
-        wide = room[:size].view(weight.shape)
-        if self._of is not weight:
-            wide.copy_(weight)
-            self._of = weight
-        return wide
+        """The matrix, valid until another is asked for."""
+        known = self._kept.get(id(weight))
+        if known is not None:
+            return known[1]
+        if self._passing is not None and self._passing[0] is weight:  # the way back begins with what the way forth ended with
+            return self._passing[1]
+        if self.size_bytes + 4 * weight.numel() <= ROOM_BYTES and self._passing is None:
+            self._kept[id(weight)] = (weight, weight.to(dtype))
+            return self._kept[id(weight)][1]
+        self._passing = None  # its memory is free before the next one needs as much
+        self._passing = (weight, weight.to(dtype))
+        return self._passing[1]
 
     @property
     def size_bytes(self) -> int:
-        return 0 if self._room is None else self._room.numel() * self._room.element_size()
+        there = [*self._kept.values(), *([self._passing] if self._passing else [])]
+        return sum(wide.numel() * wide.element_size() for _, wide in there)
 
     def clear(self) -> None:
         """Gives the room back until it is needed again."""
-        self._room = self._of = None
+        self._kept, self._passing = {}, None
 
 
 class _Product(torch.autograd.Function):
-    """tokens (T, I) @ weight' + bias with a weight (O, I) kept in half precision, of which only one is whole at a time, backwards too."""
+    """tokens (T, I) @ weight' + bias with a weight (O, I) kept in half precision. Without a room one is whole at a time, even backwards."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, room: Optional[Widened]) -> Tensor:
@@ -173,7 +177,7 @@ class RankedBlocks(UpperBlocks):
 
     def frozen(self) -> UpperBlocks:
         """An independent copy of what is learned, for answering; the base stays shared. The room of training is given back."""
-        self._room.clear()
+        self.rest()
         copy = RankedBlocks.__new__(RankedBlocks)
         nn.Module.__init__(copy)
         copy.lead, copy.features_width, copy._room = self.lead, self.features_width, Widened()
@@ -181,8 +185,12 @@ class RankedBlocks(UpperBlocks):
         copy.norm = _own(self.norm)
         return copy.eval().requires_grad_(False)
 
+    def rest(self) -> None:
+        """Gives back the room that training widens matrices in; the next step takes it again."""
+        self._room.clear()
+
     def room_bytes(self) -> int:
-        """Bytes in which training widens matrices; none before its first step and after its end."""
+        """Bytes of that room."""
         return self._room.size_bytes
 
     def state(self) -> Dict[str, NDArray[np.float32]]:
@@ -193,6 +201,16 @@ class RankedBlocks(UpperBlocks):
         with torch.no_grad():
             for name, parameter in self.learned():
                 parameter.copy_(torch.from_numpy(arrays[name].copy()))
+
+
+def widened_bytes(sizes: Sequence[int]) -> int:
+    """Bytes that training takes to widen matrices of so many numbers each, in the order of a pass: what `Widened` comes to."""
+    kept = 0
+    for place, size in enumerate(sizes):
+        if kept + 4 * size > ROOM_BYTES:
+            return kept + 4 * max(sizes[place:])
+        kept += 4 * size
+    return kept
 
 
 def parameter_bytes(modules: List[UpperBlocks]) -> int:

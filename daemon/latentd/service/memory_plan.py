@@ -14,6 +14,7 @@ import numpy as np
 
 from latentd.config import BackboneConfig, Config, EngineConfig, LearnConfig
 from latentd.engines.stage import FrozenStage, StageSpec, stage_spec
+from latentd.learning.blocks import widened_bytes
 from latentd.learning.restraint import LEARN, SLEEP
 from latentd.replay.duplicates import SKETCH_BITS
 from latentd.replay.latents import LatentCodec
@@ -123,13 +124,10 @@ def upper_bytes(shape: VitShape, split: int) -> int:
 
 
 def room_bytes(shape: VitShape, split: int) -> int:
-    """Of the largest matrix above the split at full width: training widens one at a time."""
+    """Of the matrices above the split that training keeps at full width."""
     sizes = canonical_shapes(shape)
-    return FP32 * max(
-        int(np.prod(sizes[f"blocks.{index}.{name}.weight"]))
-        for index in range(split, shape.depth)
-        for name in ("qkv", "proj", "fc1", "fc2")
-    )
+    names = (f"blocks.{index}.{name}.weight" for index in range(split, shape.depth) for name in ("qkv", "proj", "fc1", "fc2"))
+    return widened_bytes([int(np.prod(sizes[name])) for name in names])
 
 
 def learned_bytes(shape: VitShape, first: int, rank: int) -> int:
@@ -182,7 +180,7 @@ def _blocks(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec
     return [
         Part("blocks that learn", upper_bytes(shape, spec.split) + 2 * learned, "always", "counted"),
         Part("gradients and AdamW", optimizer, "sleeping", "counted"),
-        Part("a matrix at full width", room_bytes(shape, spec.split), "sleeping", "counted"),
+        Part("matrices at full width", room_bytes(shape, spec.split), "sleeping", "counted"),
         Part("activations", int(STEP_OVERHEAD * kept) + refit, "sleeping", "estimate"),
     ]
 
