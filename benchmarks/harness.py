@@ -101,10 +101,12 @@ class DaemonProcess:
     def wait_until_learned(self, timeout_s: float = 120.0) -> None:
         """Returns when nothing waits for the learner."""
         deadline = time.monotonic() + timeout_s
-        while self.get("/v1/learner")["lag_samples"]:
+        learner = self.get("/v1/learner")
+        while learner["lag_samples"]:
             if time.monotonic() > deadline:
-                raise RuntimeError("the learner did not catch up")
+                raise RuntimeError(f"the learner did not catch up: it is {learner['state']}, {learner['reason'] or 'and gives no reason'}")
             time.sleep(0.05)
+            learner = self.get("/v1/learner")
 
     def _wait_ready(self, deadline: float) -> str:
         while time.perf_counter() < deadline and self._process.poll() is None:

@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw
 from harness import DaemonProcess
 
 SOURCES = Path(__file__).parents[1] / "daemon"
+# A warm machine, or one that is short of memory, holds a learner back: what a test waits for must not depend on that.
+UNDISTURBED = {"LATENTD_ENERGY__MAX_TEMPERATURE_C": "0", "LATENTD_MEMORY__RESERVE_BYTES": "0"}
 
 
 def daemon(state_dir: Path, cache_dir: Path) -> DaemonProcess:
@@ -21,10 +23,10 @@ def daemon(state_dir: Path, cache_dir: Path) -> DaemonProcess:
 
 
 def environment(changes: Optional[Mapping[str, str]] = None) -> Mapping[str, str]:
-    """The environment of a child process that runs this checkout, with no configuration but what `changes` says."""
+    """The environment of a child process that runs this checkout, UNDISTURBED, with no other configuration but what `changes` says."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LATENTD_")}
     paths = [str(SOURCES), *filter(None, [kept.get("PYTHONPATH")])]
-    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **(changes or {})}
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **UNDISTURBED, **(changes or {})}
 
 
 def photo(seed: int, motif: str = "discs", size: Tuple[int, int] = (320, 240), format: str = "JPEG") -> bytes:
