@@ -14,7 +14,7 @@ from harness import DaemonProcess
 
 SOURCES = Path(__file__).parents[1] / "daemon"
 # A warm machine, or one that is short of memory, holds a learner back: what a test waits for must not depend on that.
-UNDISTURBED = {"LATENTD_ENERGY__MAX_TEMPERATURE_C": "0", "LATENTD_MEMORY__RESERVE_BYTES": "0"}
+UNDISTURBED = {"LATENTD_ENERGY__MAX_TEMPERATURE_C": "150", "LATENTD_MEMORY__RESERVE_BYTES": "0"}
 
 
 def daemon(state_dir: Path, cache_dir: Path) -> DaemonProcess:

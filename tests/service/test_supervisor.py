@@ -48,7 +48,7 @@ def config(tmp_path: Path) -> Config:
     return Config(
         http=HttpConfig(bind="127.0.0.1:0"),
         state=StateConfig(dir=str(tmp_path / "state"), cache_dir=str(tmp_path / "cache")),
-        energy=EnergyConfig(meters=("rapl",), max_temperature_c=0.0),
+        energy=EnergyConfig(meters=("rapl",), max_temperature_c=150.0),
         memory=MemoryConfig(reserve_bytes=0),
         learn=LearnConfig(holdout_every=0),
     )

@@ -30,7 +30,7 @@ holdout_every = 0
 duplicate_cosine = 2.0
 
 [energy]
-max_temperature_c = 0.0
+max_temperature_c = 150.0
 
 [memory]
 reserve_bytes = 0

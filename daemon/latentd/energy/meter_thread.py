@@ -30,10 +30,11 @@ Wait = Callable[[float], bool]
 
 
 class Look(NamedTuple):
-    """What was found at one time. temperatures_c: zone -> degrees Celsius."""
+    """What was found at one time. temperatures_c: zone -> degrees Celsius. limits_c: zone -> what thermal.limits_c says of it."""
 
     at_s: float = 0.0
     temperatures_c: Mapping[str, Optional[float]] = {}
+    limits_c: Mapping[str, float] = {}
     board: Board = Board()
     battery_charge: Optional[float] = None
 
@@ -92,9 +93,14 @@ class MeterThread:
 
     @property
     def temperatures_c(self) -> Mapping[str, Optional[float]]:
-        """Zone -> degrees Celsius, None where nobody knows; any thread, as the two below."""
+        """Zone -> degrees Celsius, None where nobody knows; any thread, as those below."""
         look = self._look
         return look.temperatures_c if self._is_known(look) else dict.fromkeys(look.temperatures_c)
+
+    @property
+    def limits_c(self) -> Mapping[str, float]:
+        """Zone -> degrees Celsius that it should not pass; nothing of a zone without a limit. They don't change, so they stay known."""
+        return self._look.limits_c
 
     @property
     def board(self) -> Board:
@@ -198,8 +204,10 @@ class MeterThread:
         if now_s < self._temperatures_due_s:
             return
         self._temperatures_due_s = now_s + TEMPERATURES_S
-        before, now = self._look.board, board.read(self._root)
-        self._look = Look(now_s, thermal.read(self._root), now, battery.charge_ratio(self._root))
+        last, temperatures_c = self._look, thermal.read(self._root)
+        limits_c = last.limits_c if temperatures_c.keys() == last.temperatures_c.keys() else thermal.limits_c(self._root)
+        before, now = last.board, board.read(self._root)
+        self._look = Look(now_s, temperatures_c, limits_c, now, battery.charge_ratio(self._root))
         if now.power_mode != before.power_mode:
             log.info("the power mode is %s", now.power_mode)
         if now.throttled.keys() != before.throttled.keys():
