@@ -13,6 +13,7 @@ from latentd.cli import status
 from latentd.cli.reports import moment
 from latentd.energy.board import Board, Clock
 from latentd.headroom import Headroom
+from latentd.replay import catalogue
 from latentd.service.memory_plan import MemoryPlan, Part
 from service.fakes import World
 
@@ -89,6 +90,12 @@ def test_a_list_that_is_cut_says_how_to_go_on(asked: Latentd) -> None:
     rest = asked("samples", "--cursor", "s00000003")
     assert rest.out.count("learned") == 1
     assert rest.err == ""
+
+
+def test_a_list_of_few_among_many_is_whole(asked: Latentd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "_PASSED_OVER", 1)
+    found = asked("samples", "--label", "dog", "--json").json
+    assert ([sample["label"] for sample in found["samples"]], found["next"]) == (["dog", "dog"], None)
 
 
 def test_a_correction_changes_the_class(asked: Latentd, world: World) -> None:
