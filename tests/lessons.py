@@ -11,9 +11,9 @@ from typing import Any, Iterator, Optional, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import LatentCodec, make_latent_codec
+from latentd.replay.limits import JournalLimits
 from latentd.replay.records import NewSample, SampleRecord
 
 TOKENS, WIDTH = 2, 8

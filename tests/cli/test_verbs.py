@@ -68,6 +68,13 @@ def test_the_status_is_one_page_of_everything(asked: Latentd) -> None:
     assert "GPU-therm" not in out
 
 
+def test_damaged_rows_of_the_journal_are_told(asked: Latentd, world: World) -> None:
+    assert "damaged" not in asked("status").out
+    world.parts.journal._set_aside = 2
+    assert asked("status", "--json").json["journal"]["set_aside"] == 2
+    assert "2 damaged rows were set aside" in asked("status").out
+
+
 def test_watch_goes_on_until_ctrl_c(asked: Latentd, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: List[float] = []
 

@@ -16,6 +16,7 @@ from latentd.learning import learner as learner_module
 from latentd.learning.trainer import Trainer
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
+from latentd.replay.store import Store
 from lessons import WAIT_S, running_journal, teach
 from pupils import Broken, Gated, answers, made, make_learner, make_trainer, running_learner, saved_versions, taught
 
@@ -153,6 +154,32 @@ def test_versions_of_another_journal_are_not_taken_for_its_own(tmp_path: Path) -
         taught(learner, journal, [("owl", 0)])
         assert answers(learner, "cat", [0]) == ["owl"]
         shutil.rmtree(tmp_path / "versions", ignore_errors=True)
+
+
+# --- a damaged row ---
+
+
+@pytest.mark.parametrize("learned_before", [False, True])
+@pytest.mark.parametrize("seq", [3, 6])
+def test_the_rest_of_a_log_with_a_damaged_row_is_learned(tmp_path: Path, learned_before: bool, seq: int) -> None:
+    with running_journal(tmp_path) as journal:
+        for request in FIRST[:3]:
+            teach(journal, *request)
+        if learned_before:
+            with running_learner(journal, tmp_path) as learner:
+                learner.learned(6).result(WAIT_S)
+    store = Store(tmp_path / "journal.sqlite")
+    store.put({f"e/{seq:012d}": b'S{"batch'})
+    store.commit()
+    store.close()
+    with running_journal(tmp_path) as journal, running_learner(journal, tmp_path) as learner:
+        learner.learned(6).result(WAIT_S)
+        assert (journal.status().set_aside, learner.status().deaths, learner.status().lag_samples) == (1, 0, 0)
+        assert answers(learner, "cat", [77]) + answers(learner, "dog", [77]) == ["cat", "dog"]
+        assert sum(learner.memory().classes.values()) == 5
+        journal.relabel(f"s{seq:08d}", "cat" if seq == 3 else "dog").result(WAIT_S)
+        learner.learned(7).result(WAIT_S)
+        assert learner.memory().classes == {0: 3, 1: 3}
 
 
 # --- memory ---

@@ -26,9 +26,9 @@ from latentd.learning.drift import Drift
 from latentd.learning.learner import Learner
 from latentd.learning.status import LearnerStatus, MemoryStatus
 from latentd.learning.unknown import UnknownReport
-from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import make_latent_codec
+from latentd.replay.limits import JournalLimits
 from latentd.service.app import create_app
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes

@@ -29,9 +29,9 @@ from latentd.learning.learner import Learner, LearnerSettings
 from latentd.learning.place import Place
 from latentd.learning.restraint import Limits, Restraint, Senses
 from latentd.learning.trainer import Trainer, TrainerSettings
-from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import LatentCodec
+from latentd.replay.limits import JournalLimits
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
 from latentd.service.memory_plan import MemoryPlan, make_plan

@@ -273,6 +273,7 @@ class Journal(Shape):
     budget_bytes: int
     last_fsync_s: Optional[float]
     failed: Optional[str]
+    set_aside: int = Field(description="damaged rows that were taken out of the log; what became of each is in the daemon's log")
 
 
 class Queue(Shape):
