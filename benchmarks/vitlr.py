@@ -146,10 +146,7 @@ class Run:
         self._order, self._taught, self._held = order, taught, held
         self._adapted = Adapted(base, codec, SleepSettings.of(learn))
         self._forward_bytes = forward_bytes
-        training = TrainerSettings(
-            learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed
-        )
-        self._trainer = Trainer(codec, stream.width, training, self._adapted)
+        self._trainer = Trainer(codec, stream.width, TrainerSettings.of(learn), self._adapted)
         self._seen: Dict[int, int] = {}
         self._seq = 0
         self._awake_s = self._asleep_s = 0.0

@@ -114,8 +114,9 @@ class Journal:
         """One page of samples beyond the cursor, oldest first, and the next cursor (None: that was the last)."""
         return self._submit(lambda: self._catalogue.page(after, limit, label, state, self.learned_seq))
 
-    def relabel(self, sample_id: str, label: str) -> Future[SampleRecord]:
-        return self._submit(lambda: self._catalogue.relabel(sample_id, label, self.learned_seq))
+    def relabel(self, sample_id: str, label: str, again: bool = False) -> Future[SampleRecord]:
+        """again: the learner hears of it even where that is the label already."""
+        return self._submit(lambda: self._catalogue.relabel(sample_id, label, self.learned_seq, again))
 
     def forget(self, sample_id: str) -> Future[SampleRecord]:
         return self._submit(lambda: self._catalogue.forget(sample_id, self.learned_seq))
