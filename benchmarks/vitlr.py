@@ -243,6 +243,7 @@ class Run:
             "training": 3 * learned + 4 * classifier + self._activations(),  # gradient and two moments
             "summing_again": grams[1] + self._learn.microbatch * self._forward_bytes,
             "solving": max(grams),  # the copy that is factorised
+            "doubting": 2 * grams[0],  # the sums of one half, and the copy that is factorised
         }
         return {**always, **times, "all": sum(always.values()) + max(times.values())}
 

@@ -157,6 +157,7 @@ class Adapted:
 
     def _sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
         life, self.microbatch = self._life, self._settings.microbatch
+        self.blocks = self._fresh()  # not what the last sleep left: the few classes that came first would weigh on all that follows
         rng = np.random.Generator(np.random.PCG64([self._settings.seed, self.sleeps, learned]))
         for step in self._train(memory, rng):
             yield step
