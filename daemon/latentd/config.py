@@ -174,8 +174,8 @@ class EnergyConfig:
     gap_s: float = setting(2.0, "a longer time between two readings is counted as a gap, not bridged", "seconds", 0.1, 600.0)
     budget_w: float = setting(0.0, "the learner waits while the meter shows more power than this; 0: no budget", "watts", 0.0, 1000.0)
     max_temperature_c: float = setting(
-        85.0,
-        "the learner waits while any zone of the board is warmer than this; 0: whatever the temperature",
+        0.0,
+        "the learner waits while any zone is warmer; 0: than 85 on a board, on a PC than 5 below its hot or critical trip; 150: never",
         "degrees Celsius",
         0.0,
         150.0,

@@ -13,6 +13,7 @@ from latentd.cli import status
 from latentd.cli.reports import moment
 from latentd.energy.board import Board, Clock
 from latentd.headroom import Headroom
+from latentd.replay import catalogue
 from latentd.service.memory_plan import MemoryPlan, Part
 from service.fakes import World
 
@@ -96,6 +97,12 @@ def test_labels_that_look_wrong_are_listed_and_marked(asked: Latentd, world: Wor
     found = asked("samples", "--doubted").out
     assert "s00000002" in found and "its label looks wrong" in found
     assert "s00000001" not in found
+
+
+def test_a_list_of_few_among_many_is_whole(asked: Latentd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "_PASSED_OVER", 1)
+    found = asked("samples", "--label", "dog", "--json").json
+    assert ([sample["label"] for sample in found["samples"]], found["next"]) == (["dog", "dog"], None)
 
 
 def test_a_correction_changes_the_class(asked: Latentd, world: World) -> None:

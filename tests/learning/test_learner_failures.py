@@ -7,7 +7,7 @@ import shutil
 import threading
 import weakref
 from pathlib import Path
-from typing import Iterator, List, Sequence
+from typing import Any, Iterator, List, Sequence
 
 import pytest
 
@@ -200,3 +200,47 @@ def test_while_it_waits_for_memory_nothing_keeps_what_the_failed_step_held(
             assert learner.status().deaths == 0
         gc.collect()
         assert held[0]() is None
+
+
+class Unread(Trainer):
+    """Finds no memory for the last checkpoint, as often as `shortages` says."""
+
+    shortages: List[int]
+
+    def restore(self, *found: Any) -> None:
+        if self.shortages[0] > 0:
+            self.shortages[0] -= 1
+            raise MemoryError
+        super().restore(*found)
+
+
+def test_serving_waits_a_little_for_memory_to_read_what_was_learned(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "STARVED_FIRST_S", 0.001)
+    with running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, *FIRST[:5])
+    with running_learner(journal, tmp_path, make=made(Unread, shortages=[3])) as learner:
+        assert (learner.snapshot.version, learner.status().deaths, learner.status().reason) == (5, 0, None)
+
+
+def test_serving_begins_without_what_was_learned_when_memory_stays_out_and_has_it_later(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "STARVED_FIRST_S", 0.001)
+    monkeypatch.setattr(learner_module, "STARVED_S", 0.01)
+    with running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, *FIRST[:5])
+    shortages = [10**9]
+    learner = make_learner(journal, tmp_path, make=made(Unread, shortages=shortages))
+    learner.start(0.05)
+    while learner.status().state != "waiting":
+        assert learner.status().deaths == 0
+    assert (learner.snapshot.labels, learner.status().reason) == (
+        (),
+        "memory was out while the last checkpoint was read; it is tried again",
+    )
+    shortages[0] = 0
+    learner.learned(10).result(WAIT_S)
+    assert learner.snapshot.version == 5
+    learner.stop(WAIT_S)

@@ -112,7 +112,11 @@ def _list(
     label: Optional[str], state: Optional[str], doubted: bool, limit: int, cursor: Optional[str], url: Optional[str], as_json: bool
 ) -> None:
     with connect(url) as client:
-        page = client.get("/v1/samples", label=label, state=state, doubted=doubted or None, limit=limit, cursor=cursor)
+        asked = {"label": label, "state": state, "doubted": doubted or None}
+        page = client.get("/v1/samples", **asked, limit=limit, cursor=cursor)
+        while page["next"] and len(page["samples"]) < limit:  # so far it looked, and found few
+            more = client.get("/v1/samples", **asked, limit=limit - len(page["samples"]), cursor=page["next"])
+            page = {"samples": [*page["samples"], *more["samples"]], "next": more["next"]}
     _present(page["samples"], page, as_json)
     if page["next"] and not as_json:
         note(f"There are more: add --cursor {page['next']}")

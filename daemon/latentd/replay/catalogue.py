@@ -7,7 +7,6 @@ rebuilt from the store by `load`, at start and after a failed commit.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from latentd.errors import BudgetFull, Conflict, LabelInvalid, SampleNotFound
 from latentd.replay.class_table import ClassTable
 from latentd.replay.duplicates import DuplicateIndex
+from latentd.replay.key_table import KeyTable
 from latentd.replay.latents import LatentCodec
 from latentd.replay.log_table import LogTable, Row
 from latentd.replay.records import (
@@ -35,11 +35,10 @@ from latentd.replay.records import (
 )
 from latentd.replay.store import Store
 
-KEY_LIFETIME_S = 24 * 3600.0
-CLOCK_SET_S = 1735689600.0  # 2025-01-01: what is dated before was dated by a clock that was not set yet, and its age is unknown
 PRUNE_AGAIN_S = 60.0  # after a search for spent records that found too little
 _ROW_BYTES = 800  # of a record with its keys and indexes, rounded up
 _PRUNE = 1024
+_PASSED_OVER = 4096  # rows that a page of samples may look at in vain: nobody else is served meanwhile
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ class Catalogue:
         self._store = store
         self._log = LogTable(store)
         self._classes = ClassTable(store, clock)
+        self._keys = KeyTable(store, clock)
         self._codec = codec
         self._limits = limits
         self._clock = clock
@@ -100,7 +100,7 @@ class Catalogue:
         first = self.head_seq + 1
         rows = [self._admit_one(sample, first) for sample in batch]
         if idempotency is not None:
-            self._write_key(idempotency, [row.seq for row in rows])
+            self._keys.write(idempotency, [row.seq for row in rows])
         self._write_seq()
         return tuple(self._record(row, 0) for row in rows)
 
@@ -254,18 +254,26 @@ class Catalogue:
     def page(
         self, after: Optional[str], limit: int, label: Optional[str], state: Optional[str], learned_seq: int
     ) -> Tuple[Tuple[SampleRecord, ...], Optional[str]]:
+        """At most `limit` samples and the next cursor: fewer, or none, where many others lay between."""
         start = 0 if after is None else seq_of(after)
         if start is None:
             raise SampleNotFound(f"{after} is no cursor", hint="Use the `next` of the page before.")
-        records = (self._record(row, learned_seq) for row in self._log.rows(start) if isinstance(row, SampleRow))
-        wanted = (record for record in records if (label is None or record.label == label) and (state is None or record.state == state))
-        found = tuple(itertools.islice(wanted, limit + 1))
-        return found[:limit], found[limit - 1].sample_id if len(found) > limit else None
+        found: List[SampleRecord] = []
+        if label is not None and self._classes.find(label) is None:
+            return (), None
+        for looked, row in enumerate(self._log.rows(start), 1):
+            record = self._record(row, learned_seq) if isinstance(row, SampleRow) else None
+            if record is not None and label in (None, record.label) and state in (None, record.state):
+                if len(found) == limit:
+                    return tuple(found), found[-1].sample_id
+                found.append(record)
+            elif looked - len(found) >= _PASSED_OVER:
+                return tuple(found), sample_id_of(row.seq)
+        return tuple(found), None
 
     def recall(self, key: str, learned_seq: int) -> Optional[Recalled]:
-        data = self._store.get(_key_of(key))
-        body = {} if data is None else json.loads(data)
-        if not body or CLOCK_SET_S <= body["at"] < self._clock() - KEY_LIFETIME_S:
+        body = self._keys.find(key)
+        if body is None:
             return None
         rows = [(seq, self._log.sample(seq)) for seq in body["seqs"]]
         records = (_pruned(seq, body["at"]) if row is None else self._record(row, learned_seq) for seq, row in rows)
@@ -289,8 +297,7 @@ class Catalogue:
 
     def expire_keys(self) -> None:
         """Drops the idempotency keys that are too old to be recalled."""
-        limit = self._clock() - KEY_LIFETIME_S
-        self._store.delete([key for key, value in self._store.scan("k/") if json.loads(value)["at"] < limit])
+        self._keys.expire()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -380,10 +387,6 @@ class Catalogue:
         target = self._log.sample(row.target)
         return target is not None and target.kept
 
-    def _write_key(self, idempotency: Idempotency, seqs: Sequence[int]) -> None:
-        facts = {"body": idempotency.body_sha256, "request_id": idempotency.request_id, "slots": idempotency.slots}
-        self._store.put({_key_of(idempotency.key): json.dumps({**facts, "at": self._clock(), "seqs": seqs}).encode()})
-
     def _write_seq(self) -> None:
         self._store.put({"m/seq": str(self.head_seq).encode()})
 
@@ -391,7 +394,3 @@ class Catalogue:
 def _pruned(seq: int, at: float) -> SampleRecord:
     """What is left to say of a sample whose record had to make room."""
     return SampleRecord(sample_id_of(seq), seq, None, "evicted", at, "")
-
-
-def _key_of(key: str) -> str:
-    return "k/" + hashlib.sha256(key.encode()).hexdigest()

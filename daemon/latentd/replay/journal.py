@@ -111,7 +111,10 @@ class Journal:
     def samples(
         self, after: Optional[str], limit: int, label: Optional[str] = None, state: Optional[str] = None
     ) -> Future[Tuple[Tuple[SampleRecord, ...], Optional[str]]]:
-        """One page of samples beyond the cursor, oldest first, and the next cursor (None: that was the last)."""
+        """One page of samples beyond the cursor, oldest first, and the next cursor (None: that was the last).
+
+        Where label or state fit few, a page may be short, or empty, and not the last.
+        """
         return self._submit(lambda: self._catalogue.page(after, limit, label, state, self.learned_seq))
 
     def relabel(self, sample_id: str, label: str, again: bool = False) -> Future[SampleRecord]:

@@ -116,7 +116,7 @@ class Sample(Shape):
 
 
 class SamplesPage(Shape):
-    samples: List[Sample] = Field(description="newest last")
+    samples: List[Sample] = Field(description="newest last; with a label or a state there may be few or none, and more on the next page")
     next: Optional[str] = Field(description="pass it as ?cursor= for the next page; null at the end")
 
 
