@@ -153,6 +153,7 @@ class Adapted:
         try:
             yield from self._sleep(memory, held, learned)
         finally:
+            self.blocks.rest()
             self._place.queue.free()
 
     def _sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from latentd.config import BackboneConfig, Config, EngineConfig, LearnConfig
 from latentd.engines.stage import FrozenStage, StageSpec, stage_spec
+from latentd.learning.blocks import widened_bytes
 from latentd.learning.restraint import LEARN, SLEEP
 from latentd.replay.duplicates import SKETCH_BITS
 from latentd.replay.latents import LatentCodec
@@ -122,6 +123,13 @@ def upper_bytes(shape: VitShape, split: int) -> int:
     return weights_bytes(shape, split, shape.depth) - (FP32 - FP16) * sum(int(np.prod(sizes[name])) for name in names)
 
 
+def room_bytes(shape: VitShape, split: int) -> int:
+    """Of the matrices above the split that training keeps at full width."""
+    sizes = canonical_shapes(shape)
+    names = (f"blocks.{index}.{name}.weight" for index in range(split, shape.depth) for name in ("qkv", "proj", "fc1", "fc2"))
+    return widened_bytes([int(np.prod(sizes[name])) for name in names])
+
+
 def learned_bytes(shape: VitShape, first: int, rank: int) -> int:
     """Of the change that the blocks above `first` learn: two thin matrices for each of theirs, and the norms."""
     sizes, count = canonical_shapes(shape), 2 * shape.width
@@ -172,6 +180,7 @@ def _blocks(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec
     return [
         Part("blocks that learn", upper_bytes(shape, spec.split) + 2 * learned, "always", "counted"),
         Part("gradients and AdamW", optimizer, "sleeping", "counted"),
+        Part("matrices at full width", room_bytes(shape, spec.split), "sleeping", "counted"),
         Part("activations", int(STEP_OVERHEAD * kept) + refit, "sleeping", "estimate"),
     ]
 
