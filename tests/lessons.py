@@ -19,7 +19,7 @@ from latentd.replay.records import NewSample, SampleRecord
 TOKENS, WIDTH = 2, 8
 FEATURES = TOKENS * WIDTH
 CODEC = make_latent_codec("int8", "token", (TOKENS, WIDTH))
-SLOT_BYTES = CODEC.code_bytes + (16 + 4 + 4) + (4 + 4 + 8) + 8  # code, id row, class row, order
+SLOT_BYTES = CODEC.code_bytes + (16 + 4 + 4 + 1) + (4 + 4 + 8) + 8  # code, id row, class row, order
 WAIT_S = 20.0  # nothing here takes that long; it bounds a test that fails
 
 

@@ -155,6 +155,13 @@ class LearnConfig:
     label_smoothing: float = setting(0.1, "label smoothing of the trained head", "", 0.0, 0.9)
     checkpoint_s: float = setting(30.0, "longest time between two checkpoints of the learner while it learns", "seconds", 0.0, 3600.0)
     unknown_rate: float = setting(0.0, "share of right answers that may be refused as unknown, say 0.01; 0: none is", "", 0.0, 0.5)
+    doubt_nats: float = setting(
+        30.0,
+        "a taught label is doubted, and not learned from, where another class is so much likelier to heads that never saw it; 0: none is",
+        "nats",
+        0.0,
+        1e6,
+    )
     seed: int = setting(0, "seed of every random choice", "", 0, 2**31 - 1)
 
 

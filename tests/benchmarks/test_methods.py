@@ -206,7 +206,7 @@ def test_latentd_holds_out_every_tenth_sample_of_a_class_as_the_journal_does() -
     method = taught(registry.make("latentd", SETTING), lessons())
     assert isinstance(method, Latentd)
     trainer = method.trainer
-    held = {label: sum(1 for class_id, _ in trainer._holdout.values() if class_id == label) for label in range(CLASSES)}
+    held = {label: sum(1 for class_id, _ in trainer._floor.holdout.values() if class_id == label) for label in range(CLASSES)}
     assert held == {0: 3, 1: 3, 2: 3, 3: 3, 4: 3}  # of 35, 35, 30, 30, 30
     assert trainer.sums.count == 160 - 15
 

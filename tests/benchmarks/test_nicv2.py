@@ -69,6 +69,18 @@ def test_codecs_and_stress_ask_the_validation_sessions_unless_told_otherwise(pro
     assert program("--stress", "--test-sessions", "--orders", "0")["asked_sessions"] == [3]
 
 
+def test_the_closed_form_alone_needs_no_rule_about_memory(program: Program, tmp_path: Path) -> None:
+    result = program("--codecs", "--closed-form", "--orders", "0")
+    assert len(result["codecs"]) == 19 and {row["rule"] for row in result["codecs"]} == {"equal count"}
+    assert all(row["trained_head_weight"] == 0 for row in result["codecs"])
+    assert "closed-form head" in (tmp_path / "result.md").read_text()
+
+
+def test_the_closed_form_is_a_choice_of_the_codec_table(program: Program) -> None:
+    with pytest.raises(SystemExit):
+        program("--closed-form", "--orders", "0")
+
+
 def test_runs_in_workers_equal_runs_in_this_process(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = program("--orders", "0", "1", "--methods", "slda")
     settings = config.load({}, {"energy.meters": ""})

@@ -99,6 +99,13 @@ def test_a_list_that_is_cut_says_how_to_go_on(asked: Latentd) -> None:
     assert rest.err == ""
 
 
+def test_labels_that_look_wrong_are_listed_and_marked(asked: Latentd, world: World) -> None:
+    world.learner.doubted = ("s00000002",)
+    found = asked("samples", "--doubted").out
+    assert "s00000002" in found and "its label looks wrong" in found
+    assert "s00000001" not in found
+
+
 def test_a_list_of_few_among_many_is_whole(asked: Latentd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "_PASSED_OVER", 1)
     found = asked("samples", "--label", "dog", "--json").json

@@ -144,13 +144,13 @@ class Catalogue:
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
-    def relabel(self, sample_id: str, label: str, learned_seq: int) -> SampleRecord:
+    def relabel(self, sample_id: str, label: str, learned_seq: int, again: bool = False) -> SampleRecord:
         row = self._sample_row(sample_id)
         self._limits.check_label(label)
         if not row.kept or row.state not in ("stored", "held"):
             raise Conflict(f"{sample_id} is {row.state}: its latent is stored no more", hint="Teach the image again under the right label.")
         known = self._classes.find(label)
-        if known is None or known.class_id != row.class_id:
+        if again or known is None or known.class_id != row.class_id:
             self._require_budget(_ROW_BYTES)
             was, class_id = row.class_id, self._classes.made(label).class_id
             self._strike(row)

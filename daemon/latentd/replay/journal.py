@@ -119,8 +119,9 @@ class Journal:
         """
         return self._submit(lambda: self._catalogue.page(after, limit, label, state, self.learned_seq))
 
-    def relabel(self, sample_id: str, label: str) -> Future[SampleRecord]:
-        return self._submit(lambda: self._catalogue.relabel(sample_id, label, self.learned_seq))
+    def relabel(self, sample_id: str, label: str, again: bool = False) -> Future[SampleRecord]:
+        """again: the learner hears of it even where that is the label already."""
+        return self._submit(lambda: self._catalogue.relabel(sample_id, label, self.learned_seq, again))
 
     def forget(self, sample_id: str) -> Future[SampleRecord]:
         return self._submit(lambda: self._catalogue.forget(sample_id, self.learned_seq))

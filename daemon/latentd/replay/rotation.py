@@ -33,7 +33,7 @@ class Rotation:
         self.block = width & -width
         self.signs = _signs(width, seed)  # (D,)
         inner = min(self.block, _MAX_FACTOR)
-        self._inner, self._outer = _hadamard(inner), _hadamard(self.block // inner)  # each symmetric and its own inverse
+        self._inner, self._outer = hadamard(inner), hadamard(self.block // inner)  # each symmetric and its own inverse
 
     def forward(self, tokens: Floats) -> Floats:
         """(T, D) -> (T, D), rotated; norms are kept."""
@@ -43,8 +43,12 @@ class Rotation:
 
     def inverse(self, rotated: Floats, out: Floats) -> None:
         """Turn rotated (T, D) back, into out (T, D), which must be contiguous and not overlap."""
-        self._transform(rotated, out)
+        self.unmixed(rotated, out)
         np.multiply(out, self.signs, out=out)
+
+    def unmixed(self, rotated: Floats, out: Floats) -> None:
+        """The same but for the signs, which are left to the caller."""
+        self._transform(rotated, out)
 
     def _transform(self, tokens: Floats, out: Floats) -> None:
         inner, outer = len(self._inner), len(self._outer)
@@ -125,7 +129,7 @@ def _signs(width: int, seed: int) -> Floats:
     return 1.0 - 2.0 * bits.astype(np.float32)
 
 
-def _hadamard(size: int) -> Floats:
+def hadamard(size: int) -> Floats:
     """Sylvester's matrix, scaled to be orthogonal."""
     matrix = np.ones((1, 1), np.float32)
     while len(matrix) < size:

@@ -195,9 +195,7 @@ def _learner(
     until_stop: ExitStack,
 ) -> Learner:
     learn = config.learn
-    training = TrainerSettings(
-        learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed, learn.unknown_rate
-    )
+    training = TrainerSettings.of(learn)
     adapted = _adapted(config, backbone, spec, codec)
     settings = LearnerSettings(
         config.state_dir / "versions",

@@ -112,6 +112,7 @@ class Sample(Shape):
     sha256: str = Field(description="of the encoded image")
     duplicate_of: Optional[str]
     holdout: bool
+    doubted: bool = Field(description="its label looks wrong, and it is not learned from; to teach the same label again vouches for it")
 
 
 class SamplesPage(Shape):
@@ -263,6 +264,7 @@ class Memory(Shape):
     codec: str
     holdout_bytes: int = Field(description="latents kept beside it, to measure accuracy")
     classes: Dict[str, int] = Field(description="latents by class")
+    doubted: int = Field(description="latents whose label looks wrong, and that are not learned from")
     plan: Plan
 
 
