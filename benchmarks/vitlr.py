@@ -146,10 +146,7 @@ class Run:
         self._order, self._taught, self._held = order, taught, held
         self._adapted = Adapted(base, codec, SleepSettings.of(learn))
         self._forward_bytes = forward_bytes
-        training = TrainerSettings(
-            learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed
-        )
-        self._trainer = Trainer(codec, stream.width, training, self._adapted)
+        self._trainer = Trainer(codec, stream.width, TrainerSettings.of(learn), self._adapted)
         self._seen: Dict[int, int] = {}
         self._seq = 0
         self._awake_s = self._asleep_s = 0.0
@@ -247,6 +244,7 @@ class Run:
             "training": 3 * learned + 4 * classifier + widened + self._activations(),  # gradient and two moments
             "summing_again": grams[1] + self._learn.microbatch * self._forward_bytes,
             "solving": max(grams),  # the copy that is factorised
+            "doubting": 2 * grams[0],  # the sums of one half, and the copy that is factorised
         }
         return {**always, **times, "all": sum(always.values()) + max(times.values())}
 

@@ -80,9 +80,9 @@ class Recalled:
 class Entry:
     """One entry of the log, as the learner reads it.
 
-    kind: "sample", "relabel", "forget", "forget_class" or "rename". batch: sequence number of the first entry of the same request: what the
-    learner takes as one mini-batch. class_id: the class at that point of the log; was: the class before (relabel, forget; None: was never
-    learned). code: the latent's bytes, None when it is stored no more.
+    kind: "sample", "relabel", "forget", "forget_class", "rename" or "damaged" (a change that can't be read). batch: sequence number of the
+    first entry of the same request: what the learner takes as one mini-batch. class_id: the class at that point of the log; was: the class
+    before (relabel, forget; None: was never learned). code: the latent's bytes, None when it is stored no more.
     """
 
     seq: int
@@ -98,7 +98,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class JournalStatus:
-    """Gauges of the journal. failed: why the last write failed, None when it did not."""
+    """Gauges of the journal. failed: why the last write failed, None when it did not. set_aside: damaged rows that were."""
 
     head_seq: int
     samples: int
@@ -108,6 +108,7 @@ class JournalStatus:
     queue_capacity: int
     last_fsync_s: Optional[float]
     failed: Optional[str]
+    set_aside: int
 
 
 @dataclass

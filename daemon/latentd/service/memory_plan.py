@@ -92,7 +92,7 @@ def make_plan(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCod
         Part("images that wait", config.engine.queue_images * spec.image_size**2 * 3, "requests", "limit"),
         Part("request bodies", max(config.http.max_pending_bytes, config.http.max_body_bytes), "requests", "limit"),
         Part("decoders", config.engine.decode_threads * config.http.max_pixels * PIXEL_BYTES, "requests", "limit"),
-        Part("solving and saving", 3 * FP64 * max(widths) ** 2, "learning", "counted"),
+        Part("solving and saving", 4 * FP64 * max(widths) ** 2, "learning", "counted"),
     ]
     if adapts:
         parts += _blocks(config, shape, spec, codec)
