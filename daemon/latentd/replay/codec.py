@@ -7,8 +7,8 @@ Kinds of quantizer, all packed without a wasted bit (8, 7, ... 2 bits a value, t
   rotated  random signs, block Hadamard, Lloyd-Max levels, one FP16 norm a token; less error per bit than the others where a few channels
            are huge, as in every ViT (TurboQuant 2025). Given calibration latents it stores the difference from their mean: no more bytes
            a latent, and less error by the share of the energy that all latents have in common.
-  scattered  rotated with signs of each latent's own, so that what rounding does to many similar latents averages out: of its 4 bits the
-           closed-form head loses nothing
+  scattered  rotated under signs of each latent's own, so that what rounding does to many similar latents averages out: at two bits the
+           closed-form head loses a fifth of what it loses with rotated
   spatial  for the token matrix of an image: rotated, after a cosine transform over the grid of patches that gives more bits to what
            neighbours have in common; 2 bits a value on average lose about what 3 rotated bits lose
 
