@@ -81,6 +81,7 @@ def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--filelists", type=Path, metavar="DIR", help="the unpacked batches_filelists_NICv2")
     parser.add_argument("--choose", action="store_true", help="try the settings of each method instead; asks the validation sessions")
     parser.add_argument("--codecs", action="store_true", help="accuracy against bits")
+    parser.add_argument("--kinds", nargs="+", choices=nicv2_codecs.KINDS, default=nicv2_codecs.KINDS, help="rows of --codecs besides fp32")
     parser.add_argument("--closed-form", action="store_true", help="--codecs or --stress with the floor alone: minutes instead of hours")
     parser.add_argument("--stress", action="store_true", help="label noise, imbalance, long absence, unknown classes, order")
     parser.add_argument("--test-sessions", action="store_true", help="let --codecs and --stress ask the test sessions")
@@ -138,7 +139,8 @@ def _parts(arguments: argparse.Namespace, source: streams.Source, settings: conf
     if arguments.codecs:
         width = settings_width(source, arguments)
         rules = nicv2_codecs.RULES[:1] if arguments.closed_form else nicv2_codecs.RULES
-        planned = nicv2_codecs.cases(nicv2_codecs.features_codec(source.tokens, width // source.tokens, settings.learn.seed), rules=rules)
+        make = nicv2_codecs.features_codec(source.tokens, width // source.tokens, settings.learn.seed)
+        planned = nicv2_codecs.cases(make, rules=rules, kinds=arguments.kinds)
         yield "codecs", [_codec_call(arguments, case, order) for case in planned for order in arguments.orders]
     if arguments.stress:
         names = [(name, arguments.protocol) for name in nicv2_stress.NAMES]
