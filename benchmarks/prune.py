@@ -34,8 +34,7 @@ from latentd.engines.choose import choose
 from latentd.engines.stage import FrozenStage
 from latentd.learning import price
 from latentd.learning.analytic import RidgeSums
-from latentd.learning.pruning import Lesson, Outcome, Step, Wish, ask, prune
-from latentd.learning.redundancy import SCORES
+from latentd.learning.pruning import SCORES, Lesson, Outcome, Step, Wish, ask, prune
 from latentd.vision import checkpoints
 from latentd.vision import prune as surgery
 from latentd.vision.images import ImageLimits, decode
