@@ -49,7 +49,7 @@ MICRO_BATCH = 8
 CLASSES = 50
 STORED = 150
 NAMES = ("fp32", "fp16", "int8", "int7", "int6", "int5", "int4", "int3", "int2")
-KINDS = ("tensor", "token", "rotated", "spatial")
+KINDS = ("tensor", "token", "rotated", "scattered", "spatial")
 LLOYD_MAX = {2: 0.1175, 3: 0.03454, 4: 0.009497, 5: 0.002499, 6: 0.000644, 7: 0.000164, 8: 0.0000412}
 
 
@@ -151,7 +151,7 @@ def _errors(name: str, kind: str, probes: Latents, sources: Dict[str, Latents]) 
     row["bytes"] = {part: _codec(name, kind, part, probes).code_bytes for part in Latents._fields if _fits(kind, part)}
     row["gaussian"] = _loss(ideal, gaussian)
     bits = int(name[3:]) if name.startswith("int") else None
-    row["theory"] = LLOYD_MAX[bits] if bits and kind == "rotated" else None
+    row["theory"] = LLOYD_MAX[bits] if bits and kind in ("rotated", "scattered") else None
     for source, latents in sources.items():
         row[source] = {
             part: _loss(_codec(name, kind, part, probes), getattr(latents, part)) for part in Latents._fields if _fits(kind, part)

@@ -24,7 +24,7 @@ from streams import Source
 
 RULES = ("equal count", "equal bytes")
 BITS = (8, 6, 5, 4, 3, 2)
-KINDS = ("token", "rotated", "tensor")
+KINDS = ("scattered", "rotated", "token", "tensor")
 COUNT = 1000  # latents at equal count
 BUDGET_BYTES = 1 << 20  # replay memory at equal bytes
 
@@ -43,9 +43,11 @@ class Case:
     latent_bytes: int  # of one code
 
 
-def cases(make: MakeCodec, count: int = COUNT, budget: int = BUDGET_BYTES, rules: Sequence[str] = RULES) -> List[Case]:
-    """fp32 and every kind at every number of bits, by each of these rules."""
-    names = [("fp32", "token")] + [(f"int{bits}", kind) for kind in KINDS for bits in BITS]
+def cases(
+    make: MakeCodec, count: int = COUNT, budget: int = BUDGET_BYTES, rules: Sequence[str] = RULES, kinds: Sequence[str] = KINDS
+) -> List[Case]:
+    """fp32 and each of these kinds at every number of bits, by each of these rules."""
+    names = [("fp32", "token")] + [(f"int{bits}", kind) for kind in kinds for bits in BITS]
     found = []
     for name, kind in names:
         codec = make(name, kind)

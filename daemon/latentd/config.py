@@ -114,8 +114,9 @@ class LearnConfig:
     )
     codec_kind: str = setting(
         "token",
-        "quantizer: one range for all (tensor), one a token, rotated (Hadamard + Lloyd-Max), or spatial (across patches too; needs tokens)",
-        choices=("tensor", "token", "rotated", "spatial"),
+        "quantizer: one range for all (tensor), one a token, rotated (Hadamard + Lloyd-Max), scattered (rotated, errors of similar latents "
+        "independent), or spatial (across patches too; needs tokens)",
+        choices=("tensor", "token", "rotated", "scattered", "spatial"),
     )
     replay_bytes: int = setting(48 << 20, "budget of the replay memory", "bytes", 1 << 14, 1 << 36)
     holdout_every: int = setting(

@@ -18,7 +18,7 @@ from latentd.learning.blocks import UpperBlocks
 from latentd.learning.snapshot import UNKNOWN, AdaptedHead
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.latents import TokenPool
-from latentd.replay.memory import ReplayMemory
+from latentd.replay.memory import DOUBTED, ReplayMemory
 from latentd.replay.records import Entry, sample_id_of
 from sleepers import CODEC, POOL, SETTINGS, D, code, filled, held, latent, run
 
@@ -184,6 +184,19 @@ def test_a_sleep_begins_with_the_pretrained_blocks_whatever_was_learned_before(b
         run(adapted.sleep(filled(32), {}, 32))
     for (name, mine), (_, theirs) in zip(twice.blocks.learned(), once.blocks.learned()):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0, msg=name)
+
+
+def test_a_sleep_does_not_learn_from_doubted_samples(base: UpperBlocks) -> None:
+    with_doubts, without = filled(32), filled(32)
+    for sample_id in with_doubts.ids()[:6]:
+        with_doubts.judge(sample_id, DOUBTED)
+        without.remove(sample_id)
+    one, other = Adapted(base, CODEC, SETTINGS), Adapted(base, CODEC, SETTINGS)
+    for adapted, memory in ((one, with_doubts), (other, without)):
+        for _ in adapted._refit(adapted.blocks, adapted._sums, {}, memory, {}):
+            pass
+    assert one._sums.count == other._sums.count == 26
+    np.testing.assert_allclose(one.head().weight, other.head().weight, rtol=1e-4, atol=1e-6)
 
 
 def test_a_sleep_with_little_memory_comes_to_its_end(base: UpperBlocks) -> None:

@@ -1,28 +1,26 @@
-"""The frozen stage's graph with the linear layers of its blocks in INT8: three spellings of the same idea. Needs the onnx package only.
+"""The frozen stage's graph with the linear layers of its blocks in INT8: what every spelling shares, and TensorRT's. Needs onnx only.
 
-Weights: symmetric, one scale an output channel. Activations: one scale a tensor, measured in every run (`dynamic`) or calibrated beforehand
-(`static`, `with_casts`). The patch embedding, attention, norms, GELU and softmax stay float: together 11 % of the multiplications. Every
-graph is smoothed first: a channel with large activations hands a part of their size to its weights, through the norm before the layer (Xiao
-et al. 2023, "SmoothQuant", migration strength 0.5). A layer's scale after it (LayerScale) is multiplied into its weights. Pure
-functions; a second of work.
+Weights: symmetric, one scale an output channel. Activations: one scale a tensor, measured in every run or calibrated beforehand. Attention,
+norms, GELU and softmax stay float: together a tenth of the multiplications. Every graph is smoothed first: a channel with large activations
+hands a part of their size to its weights, through the norm before the layer (Xiao et al. 2023, "SmoothQuant", migration strength 0.5). A
+layer's scale after it (LayerScale) is multiplied into its weights. Pure functions; a second of work.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentd.errors import EngineError
 
-QUANTIZER_VERSION = 1
+QUANTIZER_VERSION = 2
 """Part of the cache key: change it whenever a quantized graph would come out different."""
 MARGIN = 1.2  # calibrated ranges are widened by this: the images to come are more varied than those of the calibration
 _LINEAR = re.compile(r"^(?P<layer>/blocks\.(?P<block>\d+)/(?P<part>qkv|proj|fc1|fc2))/MatMul$")
-_CONTRIB = "com.microsoft"
-_LEAST = 1e-5
+LEAST = 1e-5
 
 Floats = NDArray[np.float32]
 
@@ -36,7 +34,7 @@ class Tap(NamedTuple):
     @property
     def peaks(self) -> Floats:
         """The largest size of each channel, (K,), never zero."""
-        return np.maximum(np.maximum(-self.lows, self.highs), np.float32(_LEAST))
+        return np.maximum(np.maximum(-self.lows, self.highs), np.float32(LEAST))
 
     def joined(self, other: Tap) -> Tap:
         return Tap(np.minimum(self.lows, other.lows), np.maximum(self.highs, other.highs))
@@ -60,7 +58,56 @@ class Linear:
         self.weight, self.bias = weight, bias
 
 
-class _Reading:
+class Attention(NamedTuple):
+    """Attention of one block, from what qkv writes (source) to what proj reads (result). nodes: by name, in the order of the graph."""
+
+    block: int
+    name: str
+    source: str
+    result: str
+    nodes: List[str]
+    tokens: int
+    heads: int
+    head_width: int
+
+
+class Norm(NamedTuple):
+    """The norm before a layer. stretch, shift: (D,). nodes: by name, in the order of the graph."""
+
+    layer: str
+    name: str
+    source: str
+    result: str
+    stretch: Floats
+    shift: Floats
+    epsilon: float
+    nodes: List[str]
+
+
+class Embedding(NamedTuple):
+    """What comes before the blocks. weight: (D, 3, p, p), for pixels less their mean over their std, (3,) in 0..255; lead: what stands
+    before the patches, (1+R, D); position: (P, D). nodes: by name, in the order of the graph; result: what they give."""
+
+    weight: Floats
+    bias: Floats
+    mean: Floats
+    std: Floats
+    lead: Floats
+    position: Floats
+    nodes: List[str]
+    result: str
+
+    @property
+    def patch(self) -> int:
+        return int(self.weight.shape[-1])
+
+    @property
+    def side(self) -> int:
+        """In patches."""
+        return int(round(len(self.position) ** 0.5))
+
+
+class Reading:
     """A model taken apart: its constants, its linear layers and the nodes that these replace."""
 
     def __init__(self, graph: bytes) -> None:
@@ -77,6 +124,7 @@ class _Reading:
         self.maker = {name: node for node in nodes for name in node.output}
         self.replaced: Dict[str, Optional[str]] = {}  # node -> the layer that stands in its place; None: nothing does
         self.linears: Dict[str, Linear] = {linear.layer: linear for linear in self._linears()}
+        self.is_centred = False  # whether no token has a mean over its channels
         if not self.linears:
             raise EngineError("the graph has no linear layers that could be quantized")
 
@@ -96,6 +144,101 @@ class _Reading:
                 weight, bias, result = weight * scale, bias * scale, after[0].output[0]
                 self.replaced[after[0].name] = None
             yield Linear(int(found["block"]), found["part"], layer, node.input[0], weight, bias, result)
+
+    def attentions(self) -> Iterator[Attention]:
+        """One a block; EngineError where a block has another than the exporter writes."""
+        for linear in self.linears.values():
+            proj = self.linears.get(f"/blocks.{linear.block}/proj")
+            if linear.part == "qkv" and proj is not None:
+                nodes = self._between(linear.result, proj.source)
+                apart = next((self.maker[node.input[1]] for node in nodes if node.op_type == "Reshape"), None)
+                if apart is None or apart.op_type != "Constant":
+                    raise EngineError(f"block {linear.block} of the graph does not cut its heads apart where that is looked for")
+                _, tokens, heads, width = (int(size) for size in self.to_array(apart.attribute[0].t))
+                names = [node.name for node in nodes]
+                yield Attention(linear.block, f"/blocks.{linear.block}/attention", linear.result, proj.source, names, tokens, heads, width)
+
+    @property
+    def last(self) -> int:
+        """The last block."""
+        return max(linear.block for linear in self.linears.values())
+
+    def norms(self) -> Iterator[Norm]:
+        """Two a block."""
+        for linear in self.linears.values():
+            if linear.part in ("qkv", "fc1"):
+                shift = self.maker[linear.source]
+                name = shift.name.rsplit("/", 1)[0]
+                nodes = [node for node in self.model.graph.node if node.name.startswith(f"{name}/")]
+                inside = {each for node in nodes for each in node.output}
+                entering = next(each for node in nodes for each in node.input if each not in inside)
+                stretch = next(node for node in nodes if node.op_type == "Mul")
+                epsilon = float(self._constant(next(node for node in nodes if node.op_type == "Add")))
+                values, names = (self._constant(stretch), self._constant(shift)), [node.name for node in nodes]
+                yield Norm(linear.layer, name, entering, linear.source, *values, epsilon, names)
+
+    def embedding(self) -> Embedding:
+        by_kind = {node.op_type: node for node in reversed(self.model.graph.node)}  # the first of each
+        conv, joined = by_kind["Conv"], by_kind["Concat"]
+        std = self.maker[conv.input[0]]
+        mean = self.maker[std.input[0]]
+        lead, position = (self._constant(self.maker[name]) for name in joined.input)
+        nodes = [node.name for node in self._between("pixels", joined.output[0])]
+        weight, bias = (self.constants[name] for name in conv.input[1:])
+        return Embedding(weight, bias, self._constant(mean).ravel(), self._constant(std).ravel(), lead, position, nodes, joined.output[0])
+
+    def _constant(self, node: Any) -> Any:
+        """The one input of a node that is the same for every image."""
+        for name in node.input:
+            if name in self.constants:
+                return self.constants[name]
+            if name in self.maker and self.maker[name].op_type == "Constant":
+                return self.to_array(self.maker[name].attribute[0].t)
+        raise EngineError(f"{node.name} of the graph has no constant where one is looked for")
+
+    def _between(self, first: str, last: str) -> List[Any]:
+        """The nodes through which a value becomes another, in the order of the graph."""
+        reached = {first}
+        found = []
+        for node in self.model.graph.node:
+            if last not in reached and reached.intersection(node.input):
+                found.append(node)
+                reached.update(node.output)
+        return found
+
+    def replace(self, nodes: Sequence[str], name: str) -> None:
+        """What `written` is given under this name stands where the first of the nodes stood; the others go."""
+        self.replaced.update({**dict.fromkeys(nodes), nodes[0]: name})
+
+    def gives_tokens_of(self, block: int) -> bool:
+        """Whether the tokens that the graph gives are those of this block."""
+        are_given = any(value.name == "tokens" for value in self.model.graph.output)
+        return are_given and bool(self.maker["tokens"].name.startswith(f"/blocks.{block}/"))
+
+    def drop_output(self, name: str) -> None:
+        kept = [value for value in self.model.graph.output if value.name != name]
+        del self.model.graph.output[:]
+        self.model.graph.output.extend(kept)
+
+    def added_to(self, update: str) -> str:
+        """The other summand, where this value is added to what came before."""
+        (node,) = self.users[update]
+        return str(next(name for name in node.input if name != update))
+
+    def rewire(self, update: str, old: str, new: str) -> None:
+        """Where `update` is added to `old`, it is added to `new`."""
+        (node,) = self.users[update]
+        node.input[list(node.input).index(old)] = new
+
+    def take_bytes(self) -> None:
+        """One image at a time, uint8 (1, S, S, 3), goes in."""
+        import onnx
+
+        (entering,) = self.model.graph.input
+        size = entering.type.tensor_type.shape.dim[-1].dim_value
+        entering.CopyFrom(onnx.helper.make_tensor_value_info(entering.name, onnx.TensorProto.UINT8, (1, size, size, 3)))
+        for value in self.model.graph.output:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
 
     def _has_constant(self, node: Any, known: str) -> bool:
         return any(name in self.constants for name in node.input if name != known)
@@ -117,6 +260,7 @@ class _Reading:
             layer = self.replaced[node.name]
             nodes += layers[layer] if layer is not None else []
         used = {name for node in nodes for name in node.input}
+        nodes = [node for node in nodes if node.op_type != "Constant" or used.intersection(node.output)]
         made = onnx.ModelProto()
         made.CopyFrom(self.model)
         del made.graph.node[:], made.graph.initializer[:], made.graph.value_info[:]
@@ -132,7 +276,7 @@ class _Reading:
 
 def sources(graph: bytes) -> Dict[str, str]:
     """layer -> the value that enters it: what a calibration has to look at."""
-    return {linear.layer: linear.source for linear in _Reading(graph).linears.values()}
+    return {linear.layer: linear.source for linear in Reading(graph).linears.values()}
 
 
 def tapped(graph: bytes) -> bytes:
@@ -145,50 +289,10 @@ def tapped(graph: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def dynamic(graph: bytes, taps: Taps) -> bytes:
-    """For ONNX Runtime: the range of a layer's input is taken from each run, over all its images."""
-    from onnx.helper import make_node
-
-    reading = _Reading(graph)
-    _smooth(reading, taps)
-    layers: Dict[str, List[Any]] = {}
-    constants: Dict[str, Any] = {}
-    for layer, linear in reading.linears.items():
-        names = _kept(constants, linear)
-        inputs = [linear.source, names["weight"], names["scale"], "", names["bias"]]
-        layers[layer] = [make_node("DynamicQuantizeMatMul", inputs, [linear.result], name=f"{layer}/MatMul", domain=_CONTRIB)]
-    return reading.written(layers, constants, (_CONTRIB,))
-
-
-def static(graph: bytes, taps: Taps) -> bytes:
-    """For ONNX Runtime: inputs in uint8 with a zero point, which is what its kernels are fastest with."""
-    from onnx.helper import make_node
-
-    reading = _Reading(graph)
-    taps = _smooth(reading, taps)
-    layers: Dict[str, List[Any]] = {}
-    constants: Dict[str, Any] = {}
-    for layer, linear in reading.linears.items():
-        names = _kept(constants, linear)
-        constants[f"{layer}/step"], constants[f"{layer}/zero"] = _affine(taps[layer])
-        entering = f"{layer}/quantized"
-        layers[layer] = [
-            make_node("QuantizeLinear", [linear.source, f"{layer}/step", f"{layer}/zero"], [entering], name=f"{layer}/Quantize"),
-            make_node(
-                "MatMulIntegerToFloat",
-                [entering, names["weight"], f"{layer}/step", names["scale"], f"{layer}/zero", "", names["bias"]],
-                [linear.result],
-                name=f"{layer}/MatMul",
-                domain=_CONTRIB,
-            ),
-        ]
-    return reading.written(layers, constants, (_CONTRIB,))
-
-
 def smoothed(graph: bytes, taps: Taps) -> bytes:
     """For TensorRT's own calibrator: still float, but with every layer's input as even as it can be had."""
-    reading = _Reading(graph)
-    _smooth(reading, taps)
+    reading = Reading(graph)
+    smooth(reading, taps)
     layers: Dict[str, List[Any]] = {}
     constants: Dict[str, Any] = {}
     for layer, linear in reading.linears.items():
@@ -201,12 +305,12 @@ def with_casts(graph: bytes, taps: Taps) -> bytes:
     """For TensorRT from 10 on: QuantizeLinear and DequantizeLinear around each layer, symmetric, standard operators only."""
     from onnx.helper import make_node
 
-    reading = _Reading(graph)
-    taps = _smooth(reading, taps)
+    reading = Reading(graph)
+    taps = smooth(reading, taps)
     layers: Dict[str, List[Any]] = {}
     constants: Dict[str, Any] = {"int8/zero": np.zeros((), np.int8)}
     for layer, linear in reading.linears.items():
-        names = _kept(constants, linear)
+        names = kept(constants, linear)
         constants[f"{layer}/step"] = np.float32(MARGIN * taps[layer].peaks.max() / 127)
         constants[f"{layer}/zeros"] = np.zeros(linear.weight.shape[1], np.int8)
         by_channel = [names["weight"], names["scale"], f"{layer}/zeros"]
@@ -229,7 +333,7 @@ def _float_layer(linear: Linear, source: str, weight: str) -> List[Any]:
     ]
 
 
-def _kept(constants: Dict[str, Any], linear: Linear) -> Dict[str, str]:
+def kept(constants: Dict[str, Any], linear: Linear) -> Dict[str, str]:
     """Adds the layer's INT8 weight, its scales and its bias to the constants; what they are called."""
     names = {part: f"{linear.layer}/{part}" for part in ("weight", "scale", "bias")}
     scale = np.maximum(np.abs(linear.weight).max(axis=0), np.finfo(np.float32).tiny) / np.float32(127)  # (N,)
@@ -238,20 +342,13 @@ def _kept(constants: Dict[str, Any], linear: Linear) -> Dict[str, str]:
     return names
 
 
-def _affine(tap: Tap) -> Tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Step and zero point of uint8 for a range that holds zero."""
-    low, high = MARGIN * min(float(tap.lows.min()), 0.0), MARGIN * max(float(tap.highs.max()), 0.0)
-    step = max(high - low, _LEAST) / 255
-    return np.array(step, np.float32), np.array(min(255, max(0, round(-low / step))), np.uint8)
-
-
-def _smooth(reading: _Reading, taps: Taps) -> Dict[str, Tap]:
+def smooth(reading: Reading, taps: Taps) -> Dict[str, Tap]:
     """Divides the channels that enter a layer, in the norm or the values before it, and multiplies its weights by as much. Returns the
     taps of the changed graph."""
     after = dict(taps)
     for layer, linear in reading.linears.items():
         before = taps[layer]
-        share = np.sqrt(before.peaks / np.maximum(np.abs(linear.weight).max(axis=1), _LEAST))  # (K,)
+        share = np.sqrt(before.peaks / np.maximum(np.abs(linear.weight).max(axis=1), LEAST))  # (K,)
         share = (share / np.exp(np.log(share).mean())).astype(np.float32)
         if not _hand_back(reading, linear, share):
             continue
@@ -260,7 +357,7 @@ def _smooth(reading: _Reading, taps: Taps) -> Dict[str, Tap]:
     return after
 
 
-def _hand_back(reading: _Reading, linear: Linear, share: Floats) -> bool:
+def _hand_back(reading: Reading, linear: Linear, share: Floats) -> bool:
     """Divides the channels of what enters the layer where it is made; False where it can't be, as behind a GELU."""
     if linear.part == "proj":  # its input is a weighted mean of values: their channels are the last of qkv's
         qkv = reading.linears.get(f"/blocks.{linear.block}/qkv")

@@ -164,8 +164,9 @@ class Trainer:
 
     def _relabel(self, entry: Entry, was: int, class_id: int) -> bool:
         """Moves a learned sample; the head is shown it under its new label."""
+        known = entry.sample_id in self.memory and self.memory.standing(entry.sample_id) != DOUBTED
         moved = self._floor.relabel(entry, was, class_id)
-        if moved and self.adapted is not None and entry.code is not None and entry.sample_id in self.memory:
+        if moved and known and self.adapted is not None and entry.code is not None:
             # of the others nobody knows whether the adapted sums hold them; sleep makes them anew
             self.adapted.move(entry.code, was, class_id)
         return moved

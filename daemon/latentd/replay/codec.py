@@ -7,6 +7,8 @@ Kinds of quantizer, all packed without a wasted bit (8, 7, ... 2 bits a value, t
   rotated  random signs, block Hadamard, Lloyd-Max levels, one FP16 norm a token; less error per bit than the others where a few channels
            are huge, as in every ViT (TurboQuant 2025). Given calibration latents it stores the difference from their mean: no more bytes
            a latent, and less error by the share of the energy that all latents have in common.
+  scattered  rotated with signs of each latent's own, so that what rounding does to many similar latents averages out: of its 4 bits the
+           closed-form head loses nothing
   spatial  for the token matrix of an image: rotated, after a cosine transform over the grid of patches that gives more bits to what
            neighbours have in common; 2 bits a value on average lose about what 3 rotated bits lose
 
@@ -20,7 +22,7 @@ from typing import Dict, List, Optional, Protocol, Tuple, Type
 import numpy as np
 
 from latentd.replay.packing import Bytes
-from latentd.replay.quantizers import LIMIT, ArrayCodec, FloatCodec, RotatedCodec, TensorCodec, TokenCodec
+from latentd.replay.quantizers import LIMIT, ArrayCodec, FloatCodec, RotatedCodec, ScatteredCodec, TensorCodec, TokenCodec
 from latentd.replay.quantizers import CodecSpec as CodecSpec
 from latentd.replay.rotation import Floats
 from latentd.replay.spatial import SpatialCodec
@@ -50,9 +52,11 @@ _KINDS: Dict[str, Type[ArrayCodec]] = {
     "tensor": TensorCodec,
     "token": TokenCodec,
     "rotated": RotatedCodec,
+    "scattered": ScatteredCodec,
     "spatial": SpatialCodec,
 }
-KINDS = ("tensor", "token", "rotated", "spatial")
+KINDS = ("tensor", "token", "rotated", "scattered", "spatial")
+_SEEDED = ("rotated", "scattered", "spatial")
 _NAMES = ("fp32", "fp16", "int8", "int7", "int6", "int5", "int4", "int3", "int2")
 
 
@@ -62,7 +66,7 @@ def codec_spec(name: str, kind: str, tokens: int, width: int, seed: int = 0) -> 
         raise ValueError(f"unknown codec {name!r} of kind {kind!r}: names are {', '.join(_NAMES)}; kinds are {', '.join(KINDS)}")
     if name.startswith("fp"):
         kind = "float"
-    return CodecSpec(name, kind, tokens, width, seed if kind in ("rotated", "spatial") else 0)
+    return CodecSpec(name, kind, tokens, width, seed if kind in _SEEDED else 0)
 
 
 def make_codec(name: str, kind: str, tokens: int, width: int, seed: int = 0, calibration: Optional[Floats] = None) -> Codec:

@@ -151,7 +151,7 @@ class SpatialCodec(Quantizer):
             packed = np.ascontiguousarray(codes[:, group.start : group.end])
             group.table.read(packed, mixed[:, group.first : group.last].reshape(R, -1))
         unmixed = np.empty_like(mixed)
-        self._rotation.unmixed(mixed.reshape(-1, D), unmixed.reshape(-1, D))
+        self._rotation.transform(mixed.reshape(-1, D), unmixed.reshape(-1, D))
         spectra[:, self._order[:count]] = unmixed
 
 
