@@ -9,7 +9,8 @@ from latentd.vision.drawn import drawn_images
 
 def test_drawn_images_are_the_same_each_time_and_each_another() -> None:
     images = drawn_images(56, 8)
-    assert (images.shape, images.dtype) == ((8, 56, 56, 3), np.uint8)
+    assert images.shape == (8, 56, 56, 3)
+    assert images.dtype == np.uint8
     np.testing.assert_array_equal(images, drawn_images(56, 8))
     np.testing.assert_array_equal(images[:3], drawn_images(56, 3))
     assert len({image.tobytes() for image in images}) == 8

@@ -248,7 +248,8 @@ class ScatteredCodec(Quantizer):
     def _signs(self, scales: npt.NDArray[np.float16]) -> Floats:
         """Of latents with these scales (R, N): (R, D)."""
         starts = scales.view("<u2").sum(axis=1, dtype=np.int64) % _STRETCHES
-        return self._stretches[starts]
+        signs: Floats = self._stretches[starts]
+        return signs
 
 
 def _half(values: Floats, towards: float) -> npt.NDArray[np.float16]:

@@ -42,7 +42,8 @@ def _noise(size: int, slope: float, rng: np.random.Generator) -> NDArray[np.uint
     colours = np.tensordot(1 + 0.5 * rng.standard_normal((3, 3)), waves, 1)  # (3, size, size)
     colours -= colours.mean(axis=(1, 2), keepdims=True)
     found = colours / colours.std() * 50 + rng.uniform(60, 190, (3, 1, 1))
-    return np.clip(found, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    pixels: NDArray[np.uint8] = np.clip(found, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    return pixels
 
 
 def _leaves(size: int, shapes: int, rng: np.random.Generator) -> NDArray[np.uint8]:
