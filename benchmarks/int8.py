@@ -1,22 +1,24 @@
 """What the INT8 frozen stage gains and costs on this machine: its speed against the float one in one run, and points of the floor head.
 
-Speed: an image alone on every core, and a full batch with one image a lane, medians of interleaved rounds. Accuracy: the streaming ridge
-head on ELPV (splits of the seeds given; 100 and up are for choosing) and on the Objects-50 sessions held out (validation 5 and 9, or the
-test with --test), learned and asked in INT8, and learned in float and asked in INT8, as happens when a running daemon changes over. Latents
-are cached in the cache folder. Writes a JSON.
+Speed: an image alone on every core, and a full batch with one image a lane: the median over interleaved rounds of how many times as fast a
+round was. "features" is what serves; the INT8 graph then computes of the last block the class token alone, which the float graph does not.
+"tokens" asks both for all of it: the same work. Accuracy: the streaming ridge head on ELPV (splits of the seeds given; 100 and up are for
+choosing) and on the Objects-50 sessions held out (validation 5 and 9, or the test with --test), learned and asked in INT8, and learned in
+float and asked in INT8, as happens when a running daemon changes over. Costs are paired, with the standard error over splits or videos.
+Latents are cached in the cache folder. Writes a JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
-import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,31 +79,41 @@ def _speed(stages: Dict[str, FrozenStage], batch: int, rounds: int) -> Dict[str,
     found: Dict[str, Any] = {}
     with ThreadPoolExecutor(max(stage.lanes for stage in stages.values())) as pool:
 
-        def in_lanes(stage: FrozenStage) -> None:
+        def in_lanes(stage: FrozenStage, tokens: bool) -> None:
             parts = [pixels[lane :: stage.lanes] for lane in range(stage.lanes)]
-            list(pool.map(lambda part: stage.encode(part, shared=stage.lanes > 1), parts))
+            list(pool.map(lambda part: stage.encode(part, tokens, shared=stage.lanes > 1), parts))
 
-        ways: Tuple[Tuple[str, int, Callable[[FrozenStage], object]], ...] = (
-            ("alone", 1, lambda stage: stage.encode(pixels[:1])),
-            ("batch", batch, lambda stage: stage.encode(pixels)),
+        ways: Tuple[Tuple[str, int, Callable[[FrozenStage, bool], object]], ...] = (
+            ("alone", 1, lambda stage, tokens: stage.encode(pixels[:1], tokens)),
+            ("batch", batch, lambda stage, tokens: stage.encode(pixels, tokens)),
             ("together", batch, in_lanes),
         )
-        for name, count, way in ways:
-            median_ms = {each: 1e3 * statistics.median(times) / count for each, times in _times(stages, way, rounds).items()}
-            found[name] = {"ms_an_image": median_ms, "times_as_fast": {each: median_ms[FLOAT] / ms for each, ms in median_ms.items()}}
-    best = {each: min(found[name]["ms_an_image"][each] for name in found) for each in stages}
-    return {**found, "best": {"ms_an_image": best, "times_as_fast": {each: best[FLOAT] / ms for each, ms in best.items()}}}
+        for asked in ("features", "tokens"):
+            found[asked] = {name: _ratios(stages, functools.partial(_asking, way, asked), count, rounds) for name, count, way in ways}
+    return found
 
 
-def _times(stages: Dict[str, FrozenStage], way: Callable[[FrozenStage], object], rounds: int) -> Dict[str, List[float]]:
-    times: Dict[str, List[float]] = {name: [] for name in stages}
+def _asking(way: Callable[[FrozenStage, bool], object], asked: str, stage: FrozenStage) -> None:
+    way(stage, asked == "tokens")
+
+
+def _ratios(stages: Dict[str, FrozenStage], way: Callable[[FrozenStage], object], count: int, rounds: int) -> Dict[str, Any]:
+    times = _times(stages, way, rounds)
+    return {
+        "ms_an_image": {each: 1e3 * float(np.median(taken)) / count for each, taken in times.items()},
+        "times_as_fast": {each: float(np.median(times[FLOAT] / taken)) for each, taken in times.items()},
+    }
+
+
+def _times(stages: Dict[str, FrozenStage], way: Callable[[FrozenStage], object], rounds: int) -> Dict[str, NDArray[np.float64]]:
+    """Seconds of each round, in which every stage has its turn; two rounds before do not count."""
+    times = {name: np.zeros(rounds + 2) for name in stages}
     for turn in range(rounds + 2):
         for name, stage in stages.items():
             began = time.perf_counter()
             way(stage)
-            if turn >= 2:
-                times[name].append(time.perf_counter() - began)
-    return times
+            times[name][turn] = time.perf_counter() - began
+    return {name: taken[2:] for name, taken in times.items()}
 
 
 def _elpv(settings: config.Config, stages: Dict[str, FrozenStage], seeds: Sequence[int]) -> Dict[str, Any]:
@@ -115,22 +127,22 @@ def _elpv(settings: config.Config, stages: Dict[str, FrozenStage], seeds: Sequen
     truth = np.array([int(cell.defective) for cell in cells])
     splits = [elpv_cells.split(cells, seed) for seed in seeds]
 
-    def accuracy(learned: Features, asked: Features) -> float:
-        return float(np.mean([_accuracy(learned[taught], truth[taught], asked[held], truth[held]) for taught, held in splits]))
+    def rights(learned: Features, asked: Features) -> NDArray[np.float64]:
+        return np.array([_right(learned[taught], truth[taught], asked[held], truth[held]).mean() for taught, held in splits], np.float64)
 
-    return {"seeds": list(seeds), **_compared(latents, accuracy)}
+    return {"seeds": list(seeds), "images": len(cells), **_compared(latents, rights)}
 
 
 def _objects(settings: config.Config, stages: Dict[str, FrozenStage], frames: int, test: bool) -> Dict[str, Any]:
-    every = objects50.frames(settings.cache_dir)
-    every = every[:, :, :: every.shape[2] // frames][:, :, :frames]
+    every = _chosen(objects50.frames(settings.cache_dir), frames)
     flat = every.reshape(-1, *every.shape[3:])
 
     def pictures(size: int) -> Iterable[NDArray[np.uint8]]:
         return (latents50.pixels(frame[None], size)[0] for frame in flat)
 
-    found = {name: _latents(settings, stage, f"objects50-{frames}-{name}", len(flat), pictures) for name, stage in stages.items()}
+    found = {name: _latents(settings, stages[name], f"objects50-{frames}-{name}", len(flat), pictures) for name in SPELLINGS}
     latents = {name: each.reshape(*every.shape[:3], -1) for name, each in found.items()}
+    latents[FLOAT] = _chosen(latents50.features(settings), frames)
     asked_in = objects50.TEST_SESSIONS if test else objects50.VALIDATION_SESSIONS
     left_out = asked_in if test else (*objects50.TEST_SESSIONS, *asked_in)
     learned_in = [session for session in objects50.SESSIONS if session not in left_out]
@@ -139,33 +151,48 @@ def _objects(settings: config.Config, stages: Dict[str, FrozenStage], frames: in
         chosen = latents[:, [session - 1 for session in sessions]]
         return chosen.reshape(-1, chosen.shape[-1]), np.repeat(np.arange(len(chosen)), chosen.shape[1] * chosen.shape[2])
 
-    def accuracy(learned: Features, asked: Features) -> float:
-        return _accuracy(*of(learned, learned_in), *of(asked, asked_in))
+    def rights(learned: Features, asked: Features) -> NDArray[np.float64]:
+        right = _right(*of(learned, learned_in), *of(asked, asked_in))
+        found: NDArray[np.float64] = right.reshape(-1, frames).mean(axis=1)  # (videos,): frames of one are no independent questions
+        return found
 
-    return {"asked": list(asked_in), "frames": frames, **_compared(latents, accuracy)}
+    images = len(every) * len(asked_in) * frames
+    return {"asked": list(asked_in), "frames": frames, "images": images, **_compared(latents, rights)}
 
 
-def _compared(latents: Dict[str, Features], accuracy: Callable[[Features, Features], float]) -> Dict[str, Any]:
-    """Percent right in float, and for each spelling the points that it costs."""
-    whole = accuracy(latents[FLOAT], latents[FLOAT])
+def _chosen(values: Any, frames: int) -> Any:
+    """(objects, sessions, frames, ...): of the frames of a video these many."""
+    return values[:, :, :: values.shape[2] // frames][:, :, :frames]
+
+
+def _compared(latents: Dict[str, Features], rights: Callable[[Features, Features], NDArray[np.float64]]) -> Dict[str, Any]:
+    """Percent right in float, and for each spelling the points that it costs, each with its standard error. rights: the share of right
+    answers in each of some groups of questions."""
+    whole = rights(latents[FLOAT], latents[FLOAT])
+
+    def cost(learned: str, asked: str) -> Tuple[float, float]:
+        lost = 100.0 * (whole - rights(latents[learned], latents[asked]))
+        return float(lost.mean()), float(lost.std(ddof=1) / len(lost) ** 0.5)
+
     costs = {
         spelling: {
-            "learned_and_asked": whole - accuracy(latents[spelling], latents[spelling]),
-            "learned_in_float": whole - accuracy(latents[FLOAT], latents[spelling]),
-            "asked_in_float": whole - accuracy(latents[spelling], latents[FLOAT]),
+            "learned_and_asked": cost(spelling, spelling),
+            "learned_in_float": cost(FLOAT, spelling),
+            "asked_in_float": cost(spelling, FLOAT),
         }
         for spelling in SPELLINGS
     }
-    return {"float": whole, "cost_points": costs}
+    return {"float": 100.0 * float(whole.mean()), "cost_points": costs}
 
 
-def _accuracy(learned: Features, classes: NDArray[np.int64], asked: Features, truth: NDArray[np.int64]) -> float:
+def _right(learned: Features, classes: NDArray[np.int64], asked: Features, truth: NDArray[np.int64]) -> NDArray[np.bool_]:
     sums = RidgeSums(learned.shape[1])
     for start in range(0, len(learned), 256):
         sums.add(np.ascontiguousarray(learned[start : start + 256]), [int(each) for each in classes[start : start + 256]])
     head = sums.solve()
     answers = np.asarray(head.class_ids)[np.argmax(asked @ head.weight + head.bias, axis=1)]
-    return 100.0 * float((answers == truth).mean())
+    found: NDArray[np.bool_] = answers == truth
+    return found
 
 
 def _latents(

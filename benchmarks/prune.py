@@ -220,7 +220,9 @@ def _objects50(settings: config.Config, images: int) -> Exam:
         (objects50.TEST_SESSIONS, objects50.FRAMES),
     )
     videos = (len(objects50.VALIDATION_SESSIONS) * len(frames), len(objects50.TEST_SESSIONS) * len(frames))
-    return Exam(*(_videos(frames, sessions, count, settings.backbone.image_size) for sessions, count in parts), videos)
+    size = settings.backbone.image_size
+    shown, taught, validation, test = (_videos(frames, sessions, count, size) for sessions, count in parts)
+    return Exam(shown, taught, validation, test, videos)
 
 
 def _videos(frames: NDArray[np.uint8], sessions: Sequence[int], each: int, size: int) -> Lesson:

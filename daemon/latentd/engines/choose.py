@@ -142,18 +142,17 @@ def _agreement(candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, c
 def agreement(stage: FrozenStage, reference: Reference, max_batch: int, tokens: bool = True) -> float:
     """The least cosine of any token of any probe image with the reference; the first image also goes alone and in a lane.
 
-    tokens: whether patch tokens count. Raises EngineError where the stage gives NaN, infinity or another shape, patch tokens in any case.
+    tokens: whether patch tokens are asked for, and count. Raises EngineError where the stage gives NaN, infinity or another shape.
     """
     pixels = probe_images(stage.spec.image_size)
     spans = [(start, min(start + max_batch, len(pixels)), False) for start in range(0, len(pixels), max_batch)]
     worst = 1.0
     for start, end, shared in [(0, 1, False), (0, 1, True), *spans]:
-        answer = stage.encode(pixels[start:end], tokens=True, shared=shared)
-        for found, expected in ((answer.features, reference.features), (answer.tokens, reference.tokens)):
-            assert found is not None, "tokens were asked for"
-            cosine = _least_cosine(stage, found, expected[start:end])
-            if tokens or found is answer.features:
-                worst = min(worst, cosine)
+        answer = stage.encode(pixels[start:end], tokens=tokens, shared=shared)
+        worst = min(worst, _least_cosine(stage, answer.features, reference.features[start:end]))
+        if tokens:
+            assert answer.tokens is not None, "tokens were asked for"
+            worst = min(worst, _least_cosine(stage, answer.tokens, reference.tokens[start:end]))
     return worst
 
 

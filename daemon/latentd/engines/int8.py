@@ -7,10 +7,12 @@ the graph follows from the weights alone, so it can be made again at any time, a
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import platform
 import statistics
+import threading
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
@@ -20,15 +22,16 @@ from numpy.typing import NDArray
 
 from latentd.engines.artefacts import Artefacts
 from latentd.engines.onnx import CPU, OnnxStage, runtime_errors, usable_cores
-from latentd.engines.quantize import QUANTIZER_VERSION, Tap, dynamic, sources, static, tapped
-from latentd.engines.stage import FrozenStage, planar
+from latentd.engines.quantize import QUANTIZER_VERSION, Tap, sources, tapped
+from latentd.engines.quantize_cpu import dynamic, static
+from latentd.engines.stage import Encoded, FrozenStage, planar
 from latentd.errors import EngineError
 from latentd.files import replacing
 from latentd.vision.probe import probe_images
 
 log = logging.getLogger(__name__)
 
-SPELLINGS: Mapping[str, Callable[[bytes, Mapping[str, Tap]], bytes]] = {"dynamic": dynamic, "static": static}
+SPELLINGS: Mapping[str, Callable[[bytes, Mapping[str, Tap], bool], bytes]] = {"dynamic": dynamic, "static": static}
 FLOAT = "float"
 GAIN = 1.1  # an INT8 stage that is not this much faster than the float one is not worth its error
 _ROUNDS = 5
@@ -70,10 +73,42 @@ def open_int8(artefacts: Artefacts, threads: int, fits: Callable[[FrozenStage], 
     raise EngineError("; ".join(reasons))
 
 
-def open_spelling(artefacts: Artefacts, spelling: str, threads: int) -> OnnxStage:
-    """One spelling, whatever it is worth. A dynamic graph takes images one by one: its ranges are over all that it is given."""
-    graph = artefacts.derived(f"int8-{spelling}-{QUANTIZER_VERSION}", lambda content: _quantized(artefacts, content, spelling))
-    return OnnxStage(artefacts.spec, graph, CPU, threads, kind=f"-int8-{spelling}", alone=spelling == "dynamic")
+class Int8Stage:
+    """FrozenStage over the graph that computes of its last block what features need, and over a second one, opened by whoever first asks
+    for tokens of that block. Raises EngineError where the first can't be made or opened, `encode` where the second can't."""
+
+    def __init__(self, artefacts: Artefacts, spelling: str, threads: int) -> None:
+        self._open = functools.partial(_open_graph, artefacts, spelling, threads)
+        self._features = self._open(tokens=False)
+        self._whole: Optional[OnnxStage] = None if artefacts.spec.split == artefacts.backbone.shape.depth else self._features
+        self._opening = threading.Lock()
+        self.spec, self.name, self.lanes = self._features.spec, self._features.name, self._features.lanes
+
+    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False, shared: bool = False) -> Encoded:
+        stage = self._giving_tokens() if tokens else self._features
+        return stage.encode(pixels, tokens, shared)
+
+    def close(self) -> None:
+        self._features.close()
+        if self._whole is not None:
+            self._whole.close()
+
+    def _giving_tokens(self) -> OnnxStage:
+        with self._opening:
+            if self._whole is None:
+                self._whole = self._open(tokens=True)
+            return self._whole
+
+
+def open_spelling(artefacts: Artefacts, spelling: str, threads: int) -> Int8Stage:
+    """One spelling, whatever it is worth."""
+    return Int8Stage(artefacts, spelling, threads)
+
+
+def _open_graph(artefacts: Artefacts, spelling: str, threads: int, tokens: bool) -> OnnxStage:
+    kind = f"int8-{spelling}-tokens" if tokens else f"int8-{spelling}"
+    graph = artefacts.derived(f"{kind}-{QUANTIZER_VERSION}", lambda content: _quantized(artefacts, content, spelling, tokens))
+    return OnnxStage(artefacts.spec, graph, CPU, threads, kind=f"-int8-{spelling}", alone=True)
 
 
 def calibrated(graph: bytes, pixels: NDArray[np.uint8]) -> Dict[str, Tap]:
@@ -93,9 +128,9 @@ def calibrated(graph: bytes, pixels: NDArray[np.uint8]) -> Dict[str, Tap]:
     return taps
 
 
-def _quantized(artefacts: Artefacts, graph: bytes, spelling: str) -> bytes:
+def _quantized(artefacts: Artefacts, graph: bytes, spelling: str, tokens: bool) -> bytes:
     log.info("quantizing %s to INT8, %s", artefacts.backbone.name, spelling)
-    return SPELLINGS[spelling](graph, calibrated(graph, probe_images(artefacts.spec.image_size)))
+    return SPELLINGS[spelling](graph, calibrated(graph, probe_images(artefacts.spec.image_size)), tokens)
 
 
 def _session(graph: bytes) -> Any:
@@ -127,7 +162,7 @@ def _timings(artefacts: Artefacts, threads: int) -> Timings:
 
 
 def _measured(artefacts: Artefacts, threads: int) -> Timings:
-    stages: Dict[str, OnnxStage] = {FLOAT: OnnxStage(artefacts.spec, artefacts.graph(), CPU, threads)}
+    stages: Dict[str, FrozenStage] = {FLOAT: OnnxStage(artefacts.spec, artefacts.graph(), CPU, threads)}
     try:
         for spelling in SPELLINGS:
             stages[spelling] = open_spelling(artefacts, spelling, threads)

@@ -29,8 +29,8 @@ class OnnxStage:
 
     Cores that share one image wait for each other after every operator. So they do that only for an image that comes alone; otherwise each
     takes images of its own, from the second session. Raises EngineError where the provider can't serve: ONNX Runtime itself would quietly
-    take the CPU instead. alone: images of a batch run one by one, because the graph takes ranges over all that it is given: what an image
-    is encoded as must not depend on its neighbours.
+    take the CPU instead. alone: images of a batch run one by one, because the graph is for one. A graph whose input is uint8 takes pixels
+    as they come.
     """
 
     def __init__(
@@ -54,12 +54,13 @@ class OnnxStage:
         self._is_short = False
         self._session = self._open(threads)
         self._lane_session = self._open(1) if self.lanes > 1 else self._session
+        self._prepare = np.ascontiguousarray if self._session.get_inputs()[0].type == "tensor(uint8)" else planar
 
     def encode(self, pixels: NDArray[np.uint8], tokens: bool = False, shared: bool = False) -> Encoded:
         outputs = ["features", "tokens"] if tokens else ["features"]
         session = self._lane_session if shared else self._session
         step = 1 if self._alone else max(1, len(pixels))
-        parts = [planar(pixels[start : start + step]) for start in range(0, len(pixels), step)]
+        parts = [self._prepare(pixels[start : start + step]) for start in range(0, len(pixels), step)]
         try:
             found = [session.run(outputs, {"pixels": part}, self._run_options()) for part in parts]
         except self._errors as cause:

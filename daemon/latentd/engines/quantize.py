@@ -1,30 +1,23 @@
-"""The frozen stage's graph with the linear layers of its blocks in INT8: three spellings of the same idea. Needs the onnx package only.
+"""The frozen stage's graph with the linear layers of its blocks in INT8: what every spelling shares, and TensorRT's. Needs onnx only.
 
-Weights: symmetric, one scale an output channel. Activations: one scale a tensor, measured in every run (`dynamic`) or calibrated beforehand
-(`static`, `with_casts`). The patch embedding, attention, norms, GELU and softmax stay float: together 11 % of the multiplications. Every
-graph is smoothed first: a channel with large activations hands a part of their size to its weights, through the norm before the layer (Xiao
-et al. 2023, "SmoothQuant", migration strength 0.5). A layer's scale after it (LayerScale) is multiplied into its weights. Pure
-functions; a second of work.
+Weights: symmetric, one scale an output channel. Activations: one scale a tensor, measured in every run or calibrated beforehand. Attention,
+norms, GELU and softmax stay float: together a tenth of the multiplications. Every graph is smoothed first: a channel with large activations
+hands a part of their size to its weights, through the norm before the layer (Xiao et al. 2023, "SmoothQuant", migration strength 0.5). A
+layer's scale after it (LayerScale) is multiplied into its weights. Pure functions; a second of work.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from latentd.errors import EngineError
+from latentd.engines.reading import Floats, Linear, Reading
 
-QUANTIZER_VERSION = 1
+QUANTIZER_VERSION = 2
 """Part of the cache key: change it whenever a quantized graph would come out different."""
 MARGIN = 1.2  # calibrated ranges are widened by this: the images to come are more varied than those of the calibration
-_LINEAR = re.compile(r"^(?P<layer>/blocks\.(?P<block>\d+)/(?P<part>qkv|proj|fc1|fc2))/MatMul$")
-_CONTRIB = "com.microsoft"
-_LEAST = 1e-5
-
-Floats = NDArray[np.float32]
+LEAST = 1e-5
 
 
 class Tap(NamedTuple):
@@ -36,7 +29,7 @@ class Tap(NamedTuple):
     @property
     def peaks(self) -> Floats:
         """The largest size of each channel, (K,), never zero."""
-        return np.maximum(np.maximum(-self.lows, self.highs), np.float32(_LEAST))
+        return np.maximum(np.maximum(-self.lows, self.highs), np.float32(LEAST))
 
     def joined(self, other: Tap) -> Tap:
         return Tap(np.minimum(self.lows, other.lows), np.maximum(self.highs, other.highs))
@@ -52,87 +45,9 @@ Taps = Mapping[str, Tap]
 """By layer, such as "/blocks.0/qkv"."""
 
 
-class Linear:
-    """One linear layer of the graph. weight: (K, N), bias: (N,), with the scale after it multiplied in; result: what it writes."""
-
-    def __init__(self, block: int, part: str, layer: str, source: str, weight: Floats, bias: Floats, result: str) -> None:
-        self.block, self.part, self.layer, self.source, self.result = block, part, layer, source, result
-        self.weight, self.bias = weight, bias
-
-
-class _Reading:
-    """A model taken apart: its constants, its linear layers and the nodes that these replace."""
-
-    def __init__(self, graph: bytes) -> None:
-        import onnx
-
-        self.model = onnx.load_from_string(graph)
-        self.to_array = onnx.numpy_helper.to_array
-        nodes = self.model.graph.node
-        self.constants: Dict[str, Any] = {tensor.name: self.to_array(tensor) for tensor in self.model.graph.initializer}
-        self.users: Dict[str, List[Any]] = {}
-        for node in nodes:
-            for name in node.input:
-                self.users.setdefault(name, []).append(node)
-        self.maker = {name: node for node in nodes for name in node.output}
-        self.replaced: Dict[str, Optional[str]] = {}  # node -> the layer that stands in its place; None: nothing does
-        self.linears: Dict[str, Linear] = {linear.layer: linear for linear in self._linears()}
-        if not self.linears:
-            raise EngineError("the graph has no linear layers that could be quantized")
-
-    def _linears(self) -> Iterator[Linear]:
-        for node in self.model.graph.node:
-            found = _LINEAR.match(node.name)
-            if node.op_type != "MatMul" or found is None or node.input[1] not in self.constants:
-                continue
-            layer, weight = found["layer"], self.constants[node.input[1]]
-            self.replaced[node.name] = layer
-            (added,) = self.users[node.output[0]]
-            bias, result = self._other(added, node.output[0]), added.output[0]
-            self.replaced[added.name] = None
-            after = self.users.get(result, [])
-            if len(after) == 1 and after[0].op_type == "Mul" and self._has_constant(after[0], result):
-                scale = self._other(after[0], result)
-                weight, bias, result = weight * scale, bias * scale, after[0].output[0]
-                self.replaced[after[0].name] = None
-            yield Linear(int(found["block"]), found["part"], layer, node.input[0], weight, bias, result)
-
-    def _has_constant(self, node: Any, known: str) -> bool:
-        return any(name in self.constants for name in node.input if name != known)
-
-    def _other(self, node: Any, known: str) -> Any:
-        """The constant that a node combines with a value."""
-        (name,) = (name for name in node.input if name != known)
-        return self.constants[name]
-
-    def written(self, layers: Mapping[str, List[Any]], constants: Mapping[str, Any], domains: Tuple[str, ...] = ()) -> bytes:
-        """The model with these nodes in the place of each layer, and these constants besides its own."""
-        import onnx
-
-        nodes: List[Any] = []
-        for node in self.model.graph.node:
-            if node.name not in self.replaced:
-                nodes.append(node)
-                continue
-            layer = self.replaced[node.name]
-            nodes += layers[layer] if layer is not None else []
-        used = {name for node in nodes for name in node.input}
-        made = onnx.ModelProto()
-        made.CopyFrom(self.model)
-        del made.graph.node[:], made.graph.initializer[:], made.graph.value_info[:]
-        made.graph.node.extend(nodes)
-        made.graph.initializer.extend(
-            onnx.numpy_helper.from_array(np.asarray(value, order="C"), name)
-            for name, value in {**self.constants, **constants}.items()
-            if name in used
-        )
-        made.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in domains)
-        return bytes(made.SerializeToString())
-
-
 def sources(graph: bytes) -> Dict[str, str]:
     """layer -> the value that enters it: what a calibration has to look at."""
-    return {linear.layer: linear.source for linear in _Reading(graph).linears.values()}
+    return {linear.layer: linear.source for linear in Reading(graph).linears.values()}
 
 
 def tapped(graph: bytes) -> bytes:
@@ -145,50 +60,10 @@ def tapped(graph: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def dynamic(graph: bytes, taps: Taps) -> bytes:
-    """For ONNX Runtime: the range of a layer's input is taken from each run, over all its images."""
-    from onnx.helper import make_node
-
-    reading = _Reading(graph)
-    _smooth(reading, taps)
-    layers: Dict[str, List[Any]] = {}
-    constants: Dict[str, Any] = {}
-    for layer, linear in reading.linears.items():
-        names = _kept(constants, linear)
-        inputs = [linear.source, names["weight"], names["scale"], "", names["bias"]]
-        layers[layer] = [make_node("DynamicQuantizeMatMul", inputs, [linear.result], name=f"{layer}/MatMul", domain=_CONTRIB)]
-    return reading.written(layers, constants, (_CONTRIB,))
-
-
-def static(graph: bytes, taps: Taps) -> bytes:
-    """For ONNX Runtime: inputs in uint8 with a zero point, which is what its kernels are fastest with."""
-    from onnx.helper import make_node
-
-    reading = _Reading(graph)
-    taps = _smooth(reading, taps)
-    layers: Dict[str, List[Any]] = {}
-    constants: Dict[str, Any] = {}
-    for layer, linear in reading.linears.items():
-        names = _kept(constants, linear)
-        constants[f"{layer}/step"], constants[f"{layer}/zero"] = _affine(taps[layer])
-        entering = f"{layer}/quantized"
-        layers[layer] = [
-            make_node("QuantizeLinear", [linear.source, f"{layer}/step", f"{layer}/zero"], [entering], name=f"{layer}/Quantize"),
-            make_node(
-                "MatMulIntegerToFloat",
-                [entering, names["weight"], f"{layer}/step", names["scale"], f"{layer}/zero", "", names["bias"]],
-                [linear.result],
-                name=f"{layer}/MatMul",
-                domain=_CONTRIB,
-            ),
-        ]
-    return reading.written(layers, constants, (_CONTRIB,))
-
-
 def smoothed(graph: bytes, taps: Taps) -> bytes:
     """For TensorRT's own calibrator: still float, but with every layer's input as even as it can be had."""
-    reading = _Reading(graph)
-    _smooth(reading, taps)
+    reading = Reading(graph)
+    smooth(reading, taps)
     layers: Dict[str, List[Any]] = {}
     constants: Dict[str, Any] = {}
     for layer, linear in reading.linears.items():
@@ -201,12 +76,12 @@ def with_casts(graph: bytes, taps: Taps) -> bytes:
     """For TensorRT from 10 on: QuantizeLinear and DequantizeLinear around each layer, symmetric, standard operators only."""
     from onnx.helper import make_node
 
-    reading = _Reading(graph)
-    taps = _smooth(reading, taps)
+    reading = Reading(graph)
+    taps = smooth(reading, taps)
     layers: Dict[str, List[Any]] = {}
     constants: Dict[str, Any] = {"int8/zero": np.zeros((), np.int8)}
     for layer, linear in reading.linears.items():
-        names = _kept(constants, linear)
+        names = kept(constants, linear)
         constants[f"{layer}/step"] = np.float32(MARGIN * taps[layer].peaks.max() / 127)
         constants[f"{layer}/zeros"] = np.zeros(linear.weight.shape[1], np.int8)
         by_channel = [names["weight"], names["scale"], f"{layer}/zeros"]
@@ -229,7 +104,7 @@ def _float_layer(linear: Linear, source: str, weight: str) -> List[Any]:
     ]
 
 
-def _kept(constants: Dict[str, Any], linear: Linear) -> Dict[str, str]:
+def kept(constants: Dict[str, Any], linear: Linear) -> Dict[str, str]:
     """Adds the layer's INT8 weight, its scales and its bias to the constants; what they are called."""
     names = {part: f"{linear.layer}/{part}" for part in ("weight", "scale", "bias")}
     scale = np.maximum(np.abs(linear.weight).max(axis=0), np.finfo(np.float32).tiny) / np.float32(127)  # (N,)
@@ -238,20 +113,13 @@ def _kept(constants: Dict[str, Any], linear: Linear) -> Dict[str, str]:
     return names
 
 
-def _affine(tap: Tap) -> Tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Step and zero point of uint8 for a range that holds zero."""
-    low, high = MARGIN * min(float(tap.lows.min()), 0.0), MARGIN * max(float(tap.highs.max()), 0.0)
-    step = max(high - low, _LEAST) / 255
-    return np.array(step, np.float32), np.array(min(255, max(0, round(-low / step))), np.uint8)
-
-
-def _smooth(reading: _Reading, taps: Taps) -> Dict[str, Tap]:
+def smooth(reading: Reading, taps: Taps) -> Dict[str, Tap]:
     """Divides the channels that enter a layer, in the norm or the values before it, and multiplies its weights by as much. Returns the
     taps of the changed graph."""
     after = dict(taps)
     for layer, linear in reading.linears.items():
         before = taps[layer]
-        share = np.sqrt(before.peaks / np.maximum(np.abs(linear.weight).max(axis=1), _LEAST))  # (K,)
+        share = np.sqrt(before.peaks / np.maximum(np.abs(linear.weight).max(axis=1), LEAST))  # (K,)
         share = (share / np.exp(np.log(share).mean())).astype(np.float32)
         if not _hand_back(reading, linear, share):
             continue
@@ -260,7 +128,7 @@ def _smooth(reading: _Reading, taps: Taps) -> Dict[str, Tap]:
     return after
 
 
-def _hand_back(reading: _Reading, linear: Linear, share: Floats) -> bool:
+def _hand_back(reading: Reading, linear: Linear, share: Floats) -> bool:
     """Divides the channels of what enters the layer where it is made; False where it can't be, as behind a GELU."""
     if linear.part == "proj":  # its input is a weighted mean of values: their channels are the last of qkv's
         qkv = reading.linears.get(f"/blocks.{linear.block}/qkv")
