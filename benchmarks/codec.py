@@ -1,11 +1,12 @@
 """What each codec loses, what it costs in bytes, and what reading a replay mini-batch costs beside the training step that it feeds.
 
-    python benchmarks/codec.py [--images 32] [--rounds 5] [--out out/codec.json]
+    python benchmarks/codec.py [--images 32] [--rounds 5] [--out out/codec.json] [--step-only]
 
 Errors are relative: the energy of the difference over the energy of the latents. They are measured on Gaussian values, where theory says
 what to expect (Max 1960), and on latents of real photographs: ELPV cells and frames of Objects-50. The range of the kind "tensor" is read
 off probe images, as the daemon does it. Times are ratios of medians over rounds in which gathering, decoding and the training step take
-turns, so that a busy machine disturbs all of them. Writes a JSON, a Markdown table and a plot beside it.
+turns, so that a busy machine disturbs all of them. --step-only prints what codec_step.py
+measures, and ends. Written: a JSON, a Markdown table and a plot.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -46,7 +49,7 @@ MICRO_BATCH = 8
 CLASSES = 50
 STORED = 150
 NAMES = ("fp32", "fp16", "int8", "int7", "int6", "int5", "int4", "int3", "int2")
-KINDS = ("tensor", "token", "rotated", "spatial")
+KINDS = ("tensor", "token", "rotated", "scattered", "spatial")
 LLOYD_MAX = {2: 0.1175, 3: 0.03454, 4: 0.009497, 5: 0.002499, 6: 0.000644, 7: 0.000164, 8: 0.0000412}
 
 
@@ -63,7 +66,11 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=32, help="photographs of each kind")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("out/codec.json"))
+    parser.add_argument("--step-only", action="store_true", help="reading and the step beside bare PyTorch, nothing else")
     options = parser.parse_args()
+    if options.step_only:
+        print(_said(_step(options.rounds)))
+        return 0
     settings = config.load(os.environ, {})
     backbone = checkpoints.find(settings.cache_dir, settings.backbone.name)
     vit = Vit.load(backbone, settings.backbone.image_size)
@@ -72,13 +79,14 @@ def main() -> int:
         name: _latents(vit, photographs, settings.backbone.class_tokens)
         for name, photographs in _photographs(settings.cache_dir, options.images, vit.image_size)
     }
-    result = {
+    result: Dict[str, Any] = {
         "machine": {**harness.machine(), "torch_threads": torch.get_num_threads()},
         "backbone": backbone.name,
         "images": options.images,
         "replayed": MINIBATCH - NEW,
         "errors": [row for name, kind in _codecs() for row in [_errors(name, kind, probes, sources)]],
         "times": [row for part in Latents._fields for row in _times(vit, part, probes, sources, options.rounds)],
+        "step": _step(options.rounds),
     }
     harness.save_json(options.out, result)
     text = _markdown(result)
@@ -143,7 +151,7 @@ def _errors(name: str, kind: str, probes: Latents, sources: Dict[str, Latents]) 
     row["bytes"] = {part: _codec(name, kind, part, probes).code_bytes for part in Latents._fields if _fits(kind, part)}
     row["gaussian"] = _loss(ideal, gaussian)
     bits = int(name[3:]) if name.startswith("int") else None
-    row["theory"] = LLOYD_MAX[bits] if bits and kind == "rotated" else None
+    row["theory"] = LLOYD_MAX[bits] if bits and kind in ("rotated", "scattered") else None
     for source, latents in sources.items():
         row[source] = {
             part: _loss(_codec(name, kind, part, probes), getattr(latents, part)) for part in Latents._fields if _fits(kind, part)
@@ -234,6 +242,14 @@ def _medians(calls: List[Callable[[], object]], rounds: int) -> List[float]:
     return [statistics.median(values) for values in seconds]
 
 
+def _step(rounds: int) -> Dict[str, Any]:
+    """codec_step.py in a process of its own, on one thread."""
+    command = [sys.executable, str(Path(__file__).with_name("codec_step.py")), "--rounds", str(8 * rounds)]
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    found: Dict[str, Any] = json.loads(subprocess.run(command, env={**os.environ, **one}, stdout=subprocess.PIPE, check=True).stdout)
+    return found
+
+
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +270,15 @@ def _markdown(result: Dict[str, Any]) -> str:
     for row in result["times"]:
         spent = f"{row['gather_ms']:.2f} + {row['decode_ms']:.1f} of {row['step_ms']:.0f}"
         lines.append(f"| {row['part']} | {row['codec']} | {100 * row['share']:.1f} % | {spent} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", _said(result["step"])]) + "\n"
+
+
+def _said(step: Dict[str, Any]) -> str:
+    return (
+        f"One thread, {step['settings']}: gather and decode take {100 * step['read_share']:.1f} % of a training step "
+        f"({step['read_ms']:.1f} of {step['step_ms']:.0f} ms), and that step takes {step['against_bare']:.3f} times the same one in bare "
+        f"PyTorch ({step['bare_step_ms']:.0f} ms); medians of {step['rounds']} rounds in which they take turns."
+    )
 
 
 def _plot(result: Dict[str, Any], path: Path) -> None:

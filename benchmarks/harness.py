@@ -1,6 +1,6 @@
-"""A latentd in a process of its own, as benchmarks and the demo use it: started on a free port, taught and asked over HTTP, killed.
+"""A latentd in a process of its own, as benchmarks, the demo and tests use it: started on a free port, taught and asked over HTTP, killed.
 
-Runs in the benchmark's main thread; everything here blocks.
+Runs in the main thread of whoever uses it; everything here blocks.
 """
 
 from __future__ import annotations
@@ -13,42 +13,62 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from types import TracebackType
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Type
 
 import httpx
 
 from latentd.energy import board
 
 BATCH = 16
-READY_S = 180.0
+READY_S = 180.0  # a first start also exports the backbone to ONNX and checks it
+END_S = 60.0
 
 
 class DaemonProcess:
     """`latentd serve` on a free loopback port with the given state folder; ready when the constructor returns.
 
-    ready_s: seconds from the start of the process to /readyz. Raises RuntimeError with the log's end when it does not come up.
+    flags: of the verb. environ: the whole environment; None: that of this process. ready_s: seconds from the start of the process to
+    /readyz. Leaving a `with` block kills it. Raises RuntimeError with the log's end when it does not come up.
     """
 
-    def __init__(self, state_dir: Path, environ: Optional[Dict[str, str]] = None) -> None:
+    def __init__(self, state_dir: Path, *flags: str, environ: Optional[Mapping[str, str]] = None) -> None:
         state_dir.mkdir(parents=True, exist_ok=True)
-        self._log = open(state_dir / "daemon.log", "ab")  # noqa: SIM115 - closed by stop
+        self._log = open(state_dir / "daemon.log", "ab")  # noqa: SIM115 - closed at its end
         self._address = state_dir / "address"
         if self._address.exists():
             self._address.unlink()
         started = time.perf_counter()
-        command = [sys.executable, "-m", "latentd", "serve", "--bind", "127.0.0.1:0", "--state-dir", str(state_dir)]
-        self._process = subprocess.Popen(command, stderr=self._log, stdout=self._log, env={**os.environ, **(environ or {})})
-        self.url = self._wait_ready(started + READY_S, state_dir)
+        command = [sys.executable, "-m", "latentd", "serve", "--bind", "127.0.0.1:0", "--state-dir", str(state_dir), *flags]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=self._log, stdout=self._log, env=environ)
+        self.client = httpx.Client(timeout=120.0, trust_env=False)
+        try:
+            self.url = self._wait_ready(started + READY_S)
+        except BaseException:
+            self.kill()
+            raise
         self.ready_s = time.perf_counter() - started
-        self.client = httpx.Client(base_url=self.url, timeout=120.0)
+        self.client.base_url = httpx.URL(self.url)
+
+    def __enter__(self) -> DaemonProcess:
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+        self.kill()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def log(self) -> str:
+        """All that daemons with this state folder wrote to stdout and stderr so far."""
+        return Path(self._log.name).read_text(errors="replace")
+
     def kill(self) -> None:
-        """SIGKILL: what a power cut looks like to the process."""
+        """SIGKILL: what a power cut looks like to the process. Does nothing when it has ended."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
@@ -81,28 +101,28 @@ class DaemonProcess:
     def wait_until_learned(self, timeout_s: float = 120.0) -> None:
         """Returns when nothing waits for the learner."""
         deadline = time.monotonic() + timeout_s
-        while self.get("/v1/learner")["lag_samples"]:
+        learner = self.get("/v1/learner")
+        while learner["lag_samples"]:
             if time.monotonic() > deadline:
-                raise RuntimeError("the learner did not catch up")
+                raise RuntimeError(f"the learner did not catch up: it is {learner['state']}, {learner['reason'] or 'and gives no reason'}")
             time.sleep(0.05)
+            learner = self.get("/v1/learner")
 
-    def _wait_ready(self, deadline: float, state_dir: Path) -> str:
+    def _wait_ready(self, deadline: float) -> str:
         while time.perf_counter() < deadline and self._process.poll() is None:
             if self._address.exists():
                 url = self._address.read_text().strip()
-                try:
-                    if httpx.get(url + "/readyz").status_code == 200:
+                with suppress(httpx.TransportError):  # it does not listen yet
+                    if self.client.get(url + "/readyz").status_code == 200:
                         return url
-                except httpx.TransportError:
-                    pass  # it does not listen yet
             time.sleep(0.02)
-        self._end(signal.SIGKILL)
-        raise RuntimeError("latentd did not start:\n" + (state_dir / "daemon.log").read_text()[-3000:])
+        raise RuntimeError("latentd did not start:\n" + self.log[-3000:])
 
     def _end(self, sign: signal.Signals) -> None:
         if self._process.poll() is None:
             self._process.send_signal(sign)
-            self._process.wait(60)
+            self._process.wait(END_S)
+        self.client.close()
         self._log.close()
 
 

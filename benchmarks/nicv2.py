@@ -81,6 +81,8 @@ def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--filelists", type=Path, metavar="DIR", help="the unpacked batches_filelists_NICv2")
     parser.add_argument("--choose", action="store_true", help="try the settings of each method instead; asks the validation sessions")
     parser.add_argument("--codecs", action="store_true", help="accuracy against bits")
+    parser.add_argument("--kinds", nargs="+", choices=nicv2_codecs.KINDS, default=nicv2_codecs.KINDS, help="rows of --codecs besides fp32")
+    parser.add_argument("--closed-form", action="store_true", help="--codecs or --stress with the floor alone: minutes instead of hours")
     parser.add_argument("--stress", action="store_true", help="label noise, imbalance, long absence, unknown classes, order")
     parser.add_argument("--test-sessions", action="store_true", help="let --codecs and --stress ask the test sessions")
     parser.add_argument("--quick", action="store_true", help=f"{streams.QUICK_FRAMES} frames a video and order 0: a trial of the program")
@@ -89,6 +91,8 @@ def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     found = parser.parse_args(argv)
     if (found.core50 is None) != (found.filelists is None):
         parser.error("--core50 and --filelists belong together")
+    if found.closed_form and not (found.codecs or found.stress):
+        parser.error("--closed-form says which head --codecs and --stress teach")
     extra = found.codecs or found.stress
     found.validation = found.validation or found.choose or (extra and not found.test_sessions)
     if extra and found.methods and found.validation and not found.test_sessions:
@@ -117,6 +121,7 @@ def _facts(arguments: argparse.Namespace, source: streams.Source, workers: int) 
         "classes": len(source.classes),
         "class_names": list(source.classes),
         "quick": arguments.quick,
+        "closed_form": arguments.closed_form,
         "workers": workers,
     }
 
@@ -133,7 +138,9 @@ def _parts(arguments: argparse.Namespace, source: streams.Source, settings: conf
         yield "methods", [_method_call(arguments, name, order, {}) for name in arguments.methods for order in arguments.orders]
     if arguments.codecs:
         width = settings_width(source, arguments)
-        planned = nicv2_codecs.cases(nicv2_codecs.features_codec(source.tokens, width // source.tokens, settings.learn.seed))
+        rules = nicv2_codecs.RULES[:1] if arguments.closed_form else nicv2_codecs.RULES
+        make = nicv2_codecs.features_codec(source.tokens, width // source.tokens, settings.learn.seed)
+        planned = nicv2_codecs.cases(make, rules=rules, kinds=arguments.kinds)
         yield "codecs", [_codec_call(arguments, case, order) for case in planned for order in arguments.orders]
     if arguments.stress:
         names = [(name, arguments.protocol) for name in nicv2_stress.NAMES]
@@ -155,11 +162,13 @@ def _method_call(arguments: argparse.Namespace, name: str, order: int, changes: 
 
 def _codec_call(arguments: argparse.Namespace, case: nicv2_codecs.Case, order: int) -> Call:
     title = f"{case.name} {case.kind}, {case.rule}, order {order}"
-    return Call(title, nicv2_codecs.run, (case, order, arguments.protocol, arguments.validation))
+    return Call(title, nicv2_codecs.run, (case, order, arguments.protocol, arguments.validation, arguments.closed_form))
 
 
 def _stress_call(arguments: argparse.Namespace, name: str, protocol: int, order: int) -> Call:
-    return Call(f"{name}, {protocol}, order {order}", nicv2_stress.run, (name, order, protocol, arguments.validation))
+    return Call(
+        f"{name}, {protocol}, order {order}", nicv2_stress.run, (name, order, protocol, arguments.validation, arguments.closed_form)
+    )
 
 
 def _perform(calls: Sequence[Call], source: streams.Source, settings: config.Config, workers: int) -> List[Dict[str, Any]]:

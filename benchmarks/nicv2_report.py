@@ -20,9 +20,9 @@ def markdown(result: Dict[str, Any]) -> str:
     if result.get("choices"):
         parts.append(_choices(result["choices"]))
     if result.get("codecs"):
-        parts.append(_codecs(result["codecs"]))
+        parts.append(_codecs(result["codecs"], "latentd's closed-form head" if result.get("closed_form") else "latentd's head"))
     if result.get("stress"):
-        parts.append(_stress(result["stress"]))
+        parts.append(_stress(result["stress"], "closed-form head" if result.get("closed_form") else "head"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,7 +72,7 @@ def _choices(choices: Dict[str, List[Dict[str, Any]]]) -> str:
     return "## Settings tried\n\n" + _table(["method", "settings", "accuracy"], rows)
 
 
-def _codecs(codecs: Sequence[Dict[str, Any]]) -> str:
+def _codecs(codecs: Sequence[Dict[str, Any]], head_name: str) -> str:
     rows = [
         [
             row["rule"],
@@ -85,14 +85,16 @@ def _codecs(codecs: Sequence[Dict[str, Any]]) -> str:
         for row in sorted(codecs, key=lambda row: str(row["rule"]))
     ]
     head = ["memory", "codec", "bytes a latent", "latents that fit", "accuracy", "against fp32"]
-    return "## Latents in few bits, latentd's head\n\n" + _table(head, rows)
+    return f"## Latents in few bits, {head_name}\n\n" + _table(head, rows)
 
 
-def _stress(stress: Sequence[Dict[str, Any]]) -> str:
+def _stress(stress: Sequence[Dict[str, Any]], head: str) -> str:
     rows = [
         [row["name"], str(row["protocol"]), key.replace("_", " "), _pm(figure)] for row in stress for key, figure in row["figures"].items()
     ]
-    return "## Learning you can trust, latentd's head\n\n" + _table(["stress", "batches", "figure", "mean ± deviation over orders"], rows)
+    return f"## Learning you can trust, latentd's {head}\n\n" + _table(
+        ["stress", "batches", "figure", "mean ± deviation over orders"], rows
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

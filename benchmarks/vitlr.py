@@ -28,7 +28,7 @@ import latents50
 import objects50
 from latentd import config
 from latentd.learning.adapted import Adapted, SleepSettings
-from latentd.learning.blocks import UpperBlocks, parameter_bytes
+from latentd.learning.blocks import UpperBlocks, parameter_bytes, widened_bytes
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
 from latentd.replay.records import Entry, sample_id_of
@@ -146,10 +146,7 @@ class Run:
         self._order, self._taught, self._held = order, taught, held
         self._adapted = Adapted(base, codec, SleepSettings.of(learn))
         self._forward_bytes = forward_bytes
-        training = TrainerSettings(
-            learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed
-        )
-        self._trainer = Trainer(codec, stream.width, training, self._adapted)
+        self._trainer = Trainer(codec, stream.width, TrainerSettings.of(learn), self._adapted)
         self._seen: Dict[int, int] = {}
         self._seq = 0
         self._awake_s = self._asleep_s = 0.0
@@ -233,6 +230,7 @@ class Run:
         blocks, trainer = self._adapted.blocks, self._trainer
         learned = sum(parameter.numel() * 4 for _, parameter in blocks.learned())
         classifier = 4 * (blocks.features_width + 1) * len(self._seen)
+        widened = widened_bytes([parameter.numel() for parameter in self._base.parameters() if parameter.dtype == torch.float16])
         grams = [trainer.sums.gram.nbytes, self._adapted.sums_bytes()]
         always = {
             "replay": trainer.memory.used_bytes,
@@ -243,9 +241,10 @@ class Run:
             "learned_change": 2 * learned,  # what learns and what answers
         }
         times = {
-            "training": 3 * learned + 4 * classifier + self._activations(),  # gradient and two moments
+            "training": 3 * learned + 4 * classifier + widened + self._activations(),  # gradient and two moments
             "summing_again": grams[1] + self._learn.microbatch * self._forward_bytes,
             "solving": max(grams),  # the copy that is factorised
+            "doubting": 2 * grams[0],  # the sums of one half, and the copy that is factorised
         }
         return {**always, **times, "all": sum(always.values()) + max(times.values())}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Callable, Iterator
 
 import pytest
 
 import support
 from fake_cuda import FakeCuda, install
+from harness import DaemonProcess
 from latentd import config
 from latentd.errors import CheckpointError
 from latentd.vision import checkpoints
@@ -43,17 +45,9 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 @pytest.fixture
-def daemon_process(backbone: checkpoints.Backbone, cache_dir: Path, tmp_path: Path) -> Iterator[Callable[..., support.DaemonProcess]]:
-    """start(*flags, state_dir=…, environ=…) -> a ready DaemonProcess with .url, .log, .stop(), .kill(); all are killed at the end.
-
-    state_dir is one temporary folder a test unless told, so that a second start finds what the first one kept.
+def daemon_process(backbone: checkpoints.Backbone, cache_dir: Path, tmp_path: Path) -> Iterator[Callable[[], DaemonProcess]]:
+    """start() -> a ready daemon on the test's own state folder, so that a second start finds what the first one kept; all are killed at
+    the end.
     """
-    running: List[support.DaemonProcess] = []
-
-    def start(*flags: str, state_dir: Path = tmp_path / "state", **more: Any) -> support.DaemonProcess:
-        running.append(support.DaemonProcess(state_dir, cache_dir, *flags, **more))
-        return running[-1]
-
-    yield start
-    for process in running:
-        process.kill()
+    with ExitStack() as until_end:
+        yield lambda: until_end.enter_context(support.daemon(tmp_path / "state", cache_dir))

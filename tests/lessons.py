@@ -11,15 +11,15 @@ from typing import Any, Iterator, Optional, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import LatentCodec, make_latent_codec
+from latentd.replay.limits import JournalLimits
 from latentd.replay.records import NewSample, SampleRecord
 
 TOKENS, WIDTH = 2, 8
 FEATURES = TOKENS * WIDTH
 CODEC = make_latent_codec("int8", "token", (TOKENS, WIDTH))
-SLOT_BYTES = CODEC.code_bytes + (16 + 4 + 4) + (4 + 4 + 8) + 8  # code, id row, class row, order
+SLOT_BYTES = CODEC.code_bytes + (16 + 4 + 4 + 1) + (4 + 4 + 8) + 8  # code, id row, class row, order
 WAIT_S = 20.0  # nothing here takes that long; it bounds a test that fails
 
 

@@ -21,8 +21,8 @@ from lessons import CODEC, FEATURES, SLOT_BYTES, WAIT_S, features, teach
 PROBE = np.stack([features(label, 5000 + number) for label in ("cat", "dog", "owl", "probe") for number in range(5)])
 
 
-def make_trainer(slots: int = 1000, epochs: float = 1.0, seed: int = 0, unknown_rate: float = 0.0) -> Trainer:
-    """Answers everything, unless an unknown_rate says how much it may refuse."""
+def make_trainer(slots: int = 1000, epochs: float = 1.0, seed: int = 0, unknown_rate: float = 0.0, doubt_nats: float = 0.0) -> Trainer:
+    """Answers everything, unless an unknown_rate says how much it may refuse, and doubts nothing unless told."""
     settings = TrainerSettings(
         slots * SLOT_BYTES,
         minibatch=16,
@@ -31,6 +31,7 @@ def make_trainer(slots: int = 1000, epochs: float = 1.0, seed: int = 0, unknown_
         label_smoothing=0.1,
         seed=seed,
         unknown_rate=unknown_rate,
+        doubt_nats=doubt_nats,
     )
     return Trainer(CODEC, FEATURES, settings)
 

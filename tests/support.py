@@ -1,112 +1,32 @@
-"""What several tests need: a real daemon in a process of its own, and photographs made from a seed."""
+"""What several tests need: the environment of a child process, and photographs made from a seed."""
 
 from __future__ import annotations
 
 import io
 import os
-import re
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import List, Mapping, Optional, Tuple, Type
+from typing import Mapping, Optional, Tuple
 
-import httpx
 import numpy as np
 from PIL import Image, ImageDraw
 
+from harness import DaemonProcess
+
 SOURCES = Path(__file__).parents[1] / "daemon"
-START_S = 180.0  # a first start also exports the backbone to ONNX and checks it
-STOP_S = 30.0
-LISTENING = re.compile(r"listening on (http://\S+)")
+# A warm machine, or one that is short of memory, holds a learner back: what a test waits for must not depend on that.
+UNDISTURBED = {"LATENTD_ENERGY__MAX_TEMPERATURE_C": "150", "LATENTD_MEMORY__RESERVE_BYTES": "0"}
 
 
-class DaemonProcess:
-    """`python -m latentd serve` on a free loopback port, started by the constructor and ready when it returns.
-
-    Raises RuntimeError with the daemon's log when it ends, or is not ready in START_S seconds. Leaving the `with` block kills it.
-    """
-
-    def __init__(self, state_dir: Path, cache_dir: Path, *flags: str, environ: Optional[Mapping[str, str]] = None) -> None:
-        self._lines: List[str] = []
-        self._address: Optional[str] = None
-        self._known = threading.Event()  # set with the address, and at the end of the log
-        command = [sys.executable, "-m", "latentd", "serve", "--bind", "127.0.0.1:0"]
-        folders = ["--state-dir", str(state_dir), "--cache-dir", str(cache_dir)]
-        self.process = subprocess.Popen(
-            [*command, *folders, *flags],
-            env=environment(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            universal_newlines=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        try:
-            self.url = self._await_ready(time.monotonic() + START_S)
-        except BaseException:
-            self.kill()
-            raise
-
-    @property
-    def log(self) -> str:
-        """All that it wrote to stdout and stderr so far."""
-        return "".join(self._lines)
-
-    def kill(self) -> None:
-        """SIGKILL: the end without any farewell, as a power cut. Does nothing when it has ended."""
-        self.process.kill()
-        self._ended(STOP_S)
-
-    def stop(self) -> int:
-        """SIGTERM; the exit code of an orderly end, which must come within STOP_S seconds."""
-        self.process.send_signal(signal.SIGTERM)
-        return self._ended(STOP_S)
-
-    def _ended(self, timeout_s: float) -> int:
-        code = self.process.wait(timeout_s)
-        self._reader.join(timeout_s)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append(line)
-            found = LISTENING.search(line)
-            if found:
-                self._address = found.group(1)
-                self._known.set()
-        self._known.set()
-
-    def _await_ready(self, deadline: float) -> str:
-        self._known.wait(max(0.0, deadline - time.monotonic()))
-        if self._address is None:
-            raise RuntimeError(f"the daemon did not say where it listens; its log:\n{self.log}")
-        with httpx.Client(base_url=self._address, trust_env=False, timeout=10.0) as client:
-            while client.get("/readyz").status_code != 200:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the daemon did not become ready; its log:\n{self.log}")
-                threading.Event().wait(0.05)
-        return self._address
-
-    def __enter__(self) -> DaemonProcess:
-        return self
-
-    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
-        self.kill()
+def daemon(state_dir: Path, cache_dir: Path) -> DaemonProcess:
+    """A ready daemon of this checkout."""
+    return DaemonProcess(state_dir, "--cache-dir", str(cache_dir), environ=environment())
 
 
 def environment(changes: Optional[Mapping[str, str]] = None) -> Mapping[str, str]:
-    """The environment of a child process that runs this checkout, with no configuration but what `changes` says."""
+    """The environment of a child process that runs this checkout, UNDISTURBED, with no other configuration but what `changes` says."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LATENTD_")}
     paths = [str(SOURCES), *filter(None, [kept.get("PYTHONPATH")])]
-    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **(changes or {})}
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **UNDISTURBED, **(changes or {})}
 
 
 def photo(seed: int, motif: str = "discs", size: Tuple[int, int] = (320, 240), format: str = "JPEG") -> bytes:

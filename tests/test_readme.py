@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 import support
+from harness import DaemonProcess
 from latentd.vision.checkpoints import Backbone
 
 ROOT = Path(__file__).parents[1]
@@ -58,8 +59,8 @@ def test_every_make_target_and_file_that_the_readme_names_exists() -> None:
 
 
 @pytest.fixture(scope="module")
-def daemon(backbone: Backbone, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[support.DaemonProcess]:
-    with support.DaemonProcess(tmp_path_factory.mktemp("readme") / "state", cache_dir) as running:
+def daemon(backbone: Backbone, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    with support.daemon(tmp_path_factory.mktemp("readme") / "state", cache_dir) as running:
         yield running
 
 
@@ -79,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(script: str, folder: Path, daemon: support.DaemonProcess) -> str:
+def run(script: str, folder: Path, daemon: DaemonProcess) -> str:
     environ = {"PATH": f"{folder / 'bin'}:{support.environment()['PATH']}", "LATENTD_HTTP__BIND": daemon.url.split("//")[1]}
     done = subprocess.run(
         ["bash", "-c", PRELUDE + script.replace("127.0.0.1:8420", daemon.url.split("//")[1])],
@@ -95,7 +96,7 @@ def run(script: str, folder: Path, daemon: support.DaemonProcess) -> str:
     return done.stdout
 
 
-def test_the_readme_in_its_order_teaches_three_classes_and_asks(daemon: support.DaemonProcess, folder: Path) -> None:
+def test_the_readme_in_its_order_teaches_three_classes_and_asks(daemon: DaemonProcess, folder: Path) -> None:
     missing = [tool for tool in ("bash", "curl") if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"not on this machine: {', '.join(missing)}")

@@ -118,9 +118,9 @@ def backbone(folder: Path, module: Optional[Vit] = None) -> checkpoints.Backbone
 
 
 def settings(folder: Path, **flags: Any) -> config.Config:
-    """The configuration for that backbone; further keys as section__key."""
+    """The configuration for that backbone, whatever the heat and the memory of this machine; further keys as section__key."""
     named = {key.replace("__", "."): value for key, value in flags.items()}
-    defaults = {"backbone.name": "tiny", "backbone.image_size": SIZE, "backbone.class_tokens": 2}
-    return config.load(
-        {}, {"state.cache_dir": str(folder / "cache"), "state.dir": str(folder / "state"), **defaults, **named}, is_service=False
-    )
+    folders = {"state.cache_dir": str(folder / "cache"), "state.dir": str(folder / "state")}
+    model = {"backbone.name": "tiny", "backbone.image_size": SIZE, "backbone.class_tokens": 2}
+    undisturbed = {"energy.max_temperature_c": 150.0, "memory.reserve_bytes": 0}
+    return config.load({}, {**folders, **model, **undisturbed, **named}, is_service=False)

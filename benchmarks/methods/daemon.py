@@ -5,6 +5,7 @@ Also the joint discriminant: the daemon's ridge sums over every training frame, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Dict, Optional
 
 import numpy as np
@@ -31,11 +32,8 @@ class Latentd:
     ) -> None:
         self._classes, self._learn = classes, learn
         self._codec = codec or make_latent_codec(learn.codec, learn.codec_kind, (tokens, width // tokens), seed=learn.seed)
-        epochs = 0.0 if floor_only else learn.epochs
-        settings = TrainerSettings(
-            learn.replay_bytes, learn.minibatch, epochs, learn.learning_rate, learn.label_smoothing, learn.seed, learn.unknown_rate
-        )
-        self.trainer = Trainer(self._codec, width, settings)
+        settings = TrainerSettings.of(learn)
+        self.trainer = Trainer(self._codec, width, replace(settings, epochs=0.0) if floor_only else settings)
         self._samples = np.zeros(classes, np.int64)
         self._held = np.zeros(classes, np.int64)
         self._seq = 0

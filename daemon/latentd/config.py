@@ -114,8 +114,9 @@ class LearnConfig:
     )
     codec_kind: str = setting(
         "token",
-        "quantizer: one range for all (tensor), one a token, rotated (Hadamard + Lloyd-Max), or spatial (across patches too; needs tokens)",
-        choices=("tensor", "token", "rotated", "spatial"),
+        "quantizer: one range for all (tensor), one a token, rotated (Hadamard + Lloyd-Max), scattered (rotated, errors of similar latents "
+        "independent), or spatial (across patches too; needs tokens)",
+        choices=("tensor", "token", "rotated", "scattered", "spatial"),
     )
     replay_bytes: int = setting(48 << 20, "budget of the replay memory", "bytes", 1 << 14, 1 << 36)
     holdout_every: int = setting(
@@ -155,6 +156,13 @@ class LearnConfig:
     label_smoothing: float = setting(0.1, "label smoothing of the trained head", "", 0.0, 0.9)
     checkpoint_s: float = setting(30.0, "longest time between two checkpoints of the learner while it learns", "seconds", 0.0, 3600.0)
     unknown_rate: float = setting(0.0, "share of right answers that may be refused as unknown, say 0.01; 0: none is", "", 0.0, 0.5)
+    doubt_nats: float = setting(
+        30.0,
+        "a taught label is doubted, and not learned from, where another class is so much likelier to heads that never saw it; 0: none is",
+        "nats",
+        0.0,
+        1e6,
+    )
     seed: int = setting(0, "seed of every random choice", "", 0, 2**31 - 1)
 
 
@@ -167,8 +175,8 @@ class EnergyConfig:
     gap_s: float = setting(2.0, "a longer time between two readings is counted as a gap, not bridged", "seconds", 0.1, 600.0)
     budget_w: float = setting(0.0, "the learner waits while the meter shows more power than this; 0: no budget", "watts", 0.0, 1000.0)
     max_temperature_c: float = setting(
-        85.0,
-        "the learner waits while any zone of the board is warmer than this; 0: whatever the temperature",
+        0.0,
+        "the learner waits while any zone is warmer; 0: than 85 on a board, on a PC than 5 below its hot or critical trip; 150: never",
         "degrees Celsius",
         0.0,
         150.0,

@@ -9,6 +9,7 @@ import pytest
 
 from latentd.config import LearnConfig
 from methods import registry
+from methods.daemon import Latentd
 from methods.gradient import LatentReplay, SoftmaxHead
 from methods.protocol import Labels, Latents, Lesson, Method, Normal
 from methods.statistics import NearestMean, RanPac, Ridge, Slda, chosen_ridge
@@ -203,8 +204,9 @@ def test_a_class_seen_for_the_first_time_gets_its_weights_less_the_common_mean()
 
 def test_latentd_holds_out_every_tenth_sample_of_a_class_as_the_journal_does() -> None:
     method = taught(registry.make("latentd", SETTING), lessons())
-    trainer = method.trainer  # type: ignore[attr-defined]
-    held = {label: sum(1 for class_id, _ in trainer._holdout.values() if class_id == label) for label in range(CLASSES)}
+    assert isinstance(method, Latentd)
+    trainer = method.trainer
+    held = {label: sum(1 for class_id, _ in trainer._floor.holdout.values() if class_id == label) for label in range(CLASSES)}
     assert held == {0: 3, 1: 3, 2: 3, 3: 3, 4: 3}  # of 35, 35, 30, 30, 30
     assert trainer.sums.count == 160 - 15
 

@@ -63,10 +63,24 @@ def test_choosing_asks_the_validation_sessions_and_marks_the_best(program: Progr
 def test_codecs_and_stress_ask_the_validation_sessions_unless_told_otherwise(program: Program, tmp_path: Path) -> None:
     result = program("--codecs", "--stress", "--orders", "0")
     assert result["validation"] and "methods" not in result
-    assert len(result["codecs"]) == 38
+    assert len(result["codecs"]) == 50
     assert [row["name"] for row in result["stress"]] == list(nicv2_stress.NAMES)
     assert "against fp32" in (tmp_path / "result.md").read_text()
     assert program("--stress", "--test-sessions", "--orders", "0")["asked_sessions"] == [3]
+
+
+def test_the_closed_form_alone_needs_no_rule_about_memory(program: Program, tmp_path: Path) -> None:
+    result = program("--codecs", "--closed-form", "--orders", "0")
+    assert len(result["codecs"]) == 25 and {row["rule"] for row in result["codecs"]} == {"equal count"}
+    assert all(row["trained_head_weight"] == 0 for row in result["codecs"])
+    assert "closed-form head" in (tmp_path / "result.md").read_text()
+    some = program("--codecs", "--closed-form", "--kinds", "scattered", "--orders", "0")
+    assert [row["kind"] for row in some["codecs"]] == ["float"] + ["scattered"] * 6
+
+
+def test_the_closed_form_is_a_choice_of_the_codec_table(program: Program) -> None:
+    with pytest.raises(SystemExit):
+        program("--closed-form", "--orders", "0")
 
 
 def test_runs_in_workers_equal_runs_in_this_process(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ MAKE = nicv2_codecs.features_codec(TOKENS, WIDTH // TOKENS, 0)
 
 def test_the_plan_has_every_kind_at_every_number_of_bits_by_both_rules() -> None:
     planned = nicv2_codecs.cases(MAKE, count=100, budget=1 << 16)
-    assert len(planned) == 2 * (1 + 3 * 6)
+    assert len(planned) == 2 * (1 + 4 * 6)
     assert all(case.latents == 100 for case in planned if case.rule == "equal count")
     assert {case.replay_bytes for case in planned if case.rule == "equal bytes"} == {1 << 16}
     fits = {case.name: case.latents for case in planned if case.rule == "equal bytes" and case.kind in ("float", "token")}
@@ -37,11 +37,16 @@ def test_the_plan_takes_codecs_of_any_latent() -> None:
     assert {case.latent_bytes for case in planned if case.name == "int8"} == {2 * 16 + 8 + 9 * 16 + 9 * 4}
 
 
-@pytest.mark.parametrize("kind", ["token", "rotated", "tensor", "float"])
-def test_a_case_streams_one_order_with_its_codec(kind: str) -> None:
+def test_the_plan_of_one_rule_has_no_other() -> None:
+    assert {case.rule for case in nicv2_codecs.cases(MAKE, rules=("equal count",))} == {"equal count"}
+
+
+@pytest.mark.parametrize("closed_form", [False, True])
+@pytest.mark.parametrize("kind", ["token", "rotated", "scattered", "tensor", "float"])
+def test_a_case_streams_one_order_with_its_codec(kind: str, closed_form: bool) -> None:
     name = "fp32" if kind == "float" else "int4"
     (case,) = (case for case in nicv2_codecs.cases(MAKE, 50) if (case.name, case.kind, case.rule) == (name, kind, "equal count"))
-    assert nicv2_codecs.run(case, 0, 391, True, SmallSource(), SETTINGS)["accuracy"] > 90
+    assert nicv2_codecs.run(case, 0, 391, True, closed_form, SmallSource(), SETTINGS)["accuracy"] > 90
 
 
 def test_the_table_compares_with_fp32_by_the_same_rule() -> None:

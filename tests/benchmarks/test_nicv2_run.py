@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import List
+from typing import Any, Dict, List
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ class Parrot:
     def size_bytes(self) -> int:
         return 1
 
-    def notes(self) -> dict:  # type: ignore[type-arg]
+    def notes(self) -> Dict[str, Any]:
         return {}
 
 

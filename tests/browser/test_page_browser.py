@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 import httpx
 import pytest
 
-from support import DaemonProcess
+from harness import DaemonProcess
 
 pytestmark = pytest.mark.browser
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from cli.conftest import Latentd
 from latentd import __version__
-from latentd.cli import backbone
+from latentd.cli import app, backbone
 from service.fakes import World
 from support import environment
 
@@ -188,3 +189,11 @@ class TestBackbone:
         assert found == [backbone._described(tiny)]
         assert (found[0]["depth"], found[0]["image_size"], found[0]["size_bytes"]) == (12, 224, 5)
         assert "12 blocks" in latentd("backbone", "list").out
+
+
+def test_a_caller_with_a_stream_of_its_own_for_stdout_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", own)
+    with pytest.raises(SystemExit) as end:
+        app.main(["--version"])
+    assert (end.value.code, own.getvalue()) == (0, f"latentd {__version__}\n")

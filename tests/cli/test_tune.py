@@ -15,9 +15,9 @@ import tiny
 from cli.conftest import Latentd, Ran
 from latentd import config
 from latentd.engines.stage import stage_spec
-from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import TokenPool, make_latent_codec
+from latentd.replay.limits import JournalLimits
 from latentd.replay.memory import slot_bytes
 from latentd.replay.records import NewSample
 from latentd.service.state_folder import StateFolder

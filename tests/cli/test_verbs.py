@@ -13,6 +13,7 @@ from latentd.cli import status
 from latentd.cli.reports import moment
 from latentd.energy.board import Board, Clock
 from latentd.headroom import Headroom
+from latentd.replay import catalogue
 from latentd.service.memory_plan import MemoryPlan, Part
 from service.fakes import World
 
@@ -67,6 +68,13 @@ def test_the_status_is_one_page_of_everything(asked: Latentd) -> None:
     assert "GPU-therm" not in out
 
 
+def test_damaged_rows_of_the_journal_are_told(asked: Latentd, world: World) -> None:
+    assert "damaged" not in asked("status").out
+    world.parts.journal._set_aside = 2
+    assert asked("status", "--json").json["journal"]["set_aside"] == 2
+    assert "2 damaged rows were set aside" in asked("status").out
+
+
 def test_watch_goes_on_until_ctrl_c(asked: Latentd, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: List[float] = []
 
@@ -89,6 +97,19 @@ def test_a_list_that_is_cut_says_how_to_go_on(asked: Latentd) -> None:
     rest = asked("samples", "--cursor", "s00000003")
     assert rest.out.count("learned") == 1
     assert rest.err == ""
+
+
+def test_labels_that_look_wrong_are_listed_and_marked(asked: Latentd, world: World) -> None:
+    world.learner.doubted = ("s00000002",)
+    found = asked("samples", "--doubted").out
+    assert "s00000002" in found and "its label looks wrong" in found
+    assert "s00000001" not in found
+
+
+def test_a_list_of_few_among_many_is_whole(asked: Latentd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "_PASSED_OVER", 1)
+    found = asked("samples", "--label", "dog", "--json").json
+    assert ([sample["label"] for sample in found["samples"]], found["next"]) == (["dog", "dog"], None)
 
 
 def test_a_correction_changes_the_class(asked: Latentd, world: World) -> None:

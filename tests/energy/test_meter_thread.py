@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Union
 import pytest
 
 from latentd.config import EnergyConfig
+from latentd.energy.board import Board
 from latentd.energy.ledger import EnergyLedger
-from latentd.energy.meter_thread import BETTER_S, MeterThread
+from latentd.energy.meter_thread import BETTER_S, KNOWN_S, MeterThread
 from latentd.energy.meters import Choice, Reading
 from latentd.errors import ConfigError, MeterUnavailable
 
@@ -151,6 +152,42 @@ def test_temperatures_are_read_every_five_seconds_with_or_without_a_meter(clock:
     assert bench.thread.temperatures_c == {"CPU-therm": 40.0}
     bench.run(6)
     assert bench.thread.temperatures_c == {"CPU-therm": 50.0}
+
+
+def test_how_warm_a_zone_may_get_is_asked_when_the_zones_change(plant: Plant, clock: Clock) -> None:
+    zones = "sys/class/thermal/thermal_zone"
+    root = plant({f"{zones}0/type": "a", f"{zones}0/trip_point_0_type": "critical", f"{zones}0/trip_point_0_temp": 80000})
+    bench = Bench(clock, NONE, root=root)
+    bench.thread.tick()
+    assert bench.thread.limits_c == {"a": 75.0}
+    plant({f"{zones}1/type": "b", f"{zones}1/trip_point_0_type": "hot", f"{zones}1/trip_point_0_temp": 88000})
+    bench.run(6)
+    assert bench.thread.limits_c == {"a": 75.0, "b": 83.0}
+
+
+def test_what_a_sensor_said_before_it_hung_is_unknown_after_a_while(plant: Plant, clock: Clock) -> None:
+    zone, supply, cooling = "sys/class/thermal/thermal_zone0", "sys/class/power_supply/BAT0", "sys/class/thermal/cooling_device0"
+    files: Dict[str, Union[str, int]] = {f"{zone}/type": "CPU-therm", f"{zone}/temp": 99000, f"{supply}/type": "Battery"}
+    more: Dict[str, Union[str, int]] = {f"{supply}/capacity": 40, f"{cooling}/type": "cpu", f"{cooling}/cur_state": 1}
+    bench = Bench(clock, NONE, root=plant({**files, **more}))
+    bench.thread.tick()
+    clock.now_s += KNOWN_S
+    found = (bench.thread.temperatures_c, bench.thread.battery_charge, bench.thread.board.throttled)
+    assert found == ({"CPU-therm": 99.0}, 0.4, {"thermal": ("cpu at 1",)})
+    clock.now_s += 1  # no tick comes: the thread hangs in a read
+    assert (bench.thread.temperatures_c, bench.thread.battery_charge) == ({"CPU-therm": None}, None)
+    assert bench.thread.board == Board()
+    bench.thread.tick()
+    assert bench.thread.temperatures_c == {"CPU-therm": 99.0}
+
+
+def test_the_power_before_a_sensor_hung_is_unknown_after_a_gap(clock: Clock) -> None:
+    bench = Bench(clock, Choice(FakeMeter(clock), {}))
+    bench.run(5)
+    assert bench.ledger.report().meter.power_w == 5.0
+    clock.now_s += 2.5
+    meter = bench.ledger.report().meter
+    assert (bench.ledger.power_w, meter.power_w, meter.reason) == (None, None, "no reading for 3 s")
 
 
 def test_stopping_is_prompt_and_gives_the_meter_back() -> None:

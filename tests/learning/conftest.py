@@ -10,6 +10,7 @@ from typing import Callable, Iterator
 import pytest
 
 from latentd.learning import learner as learner_module
+from latentd.learning import log_reader
 from latentd.replay.journal import Journal
 from lessons import running_journal
 
@@ -33,3 +34,4 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 def quick_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A learner that died, or could not read, tries again at once."""
     monkeypatch.setattr(learner_module, "RESTART_S", 0.01)
+    monkeypatch.setattr(log_reader, "AGAIN_S", 0.01)

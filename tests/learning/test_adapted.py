@@ -18,7 +18,7 @@ from latentd.learning.blocks import UpperBlocks
 from latentd.learning.snapshot import UNKNOWN, AdaptedHead
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.latents import TokenPool
-from latentd.replay.memory import ReplayMemory
+from latentd.replay.memory import DOUBTED, ReplayMemory
 from latentd.replay.records import Entry, sample_id_of
 from sleepers import CODEC, POOL, SETTINGS, D, code, filled, held, latent, run
 
@@ -146,7 +146,9 @@ def starving(adapted: Adapted, most: int, after: int = 0) -> List[int]:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return forward(tokens)
 
-    adapted.blocks.forward = pass_through  # type: ignore[method-assign]
+    blocks = adapted.blocks
+    blocks.forward = pass_through  # type: ignore[method-assign]
+    adapted._fresh = lambda: blocks  # type: ignore[method-assign]
     return tried
 
 
@@ -174,6 +176,29 @@ def test_where_memory_is_out_in_the_middle_of_a_step_it_begins_again_with_half_a
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
+def test_a_sleep_begins_with_the_pretrained_blocks_whatever_was_learned_before(base: UpperBlocks) -> None:
+    twice, once = Adapted(base, CODEC, SETTINGS), Adapted(base, CODEC, SETTINGS)
+    run(twice.sleep(filled(16), {}, 16))
+    once.sleeps = 1  # the random choices of a second sleep
+    for adapted in (twice, once):
+        run(adapted.sleep(filled(32), {}, 32))
+    for (name, mine), (_, theirs) in zip(twice.blocks.learned(), once.blocks.learned()):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, msg=name)
+
+
+def test_a_sleep_does_not_learn_from_doubted_samples(base: UpperBlocks) -> None:
+    with_doubts, without = filled(32), filled(32)
+    for sample_id in with_doubts.ids()[:6]:
+        with_doubts.judge(sample_id, DOUBTED)
+        without.remove(sample_id)
+    one, other = Adapted(base, CODEC, SETTINGS), Adapted(base, CODEC, SETTINGS)
+    for adapted, memory in ((one, with_doubts), (other, without)):
+        for _ in adapted._refit(adapted.blocks, adapted._sums, {}, memory, {}):
+            pass
+    assert one._sums.count == other._sums.count == 26
+    np.testing.assert_allclose(one.head().weight, other.head().weight, rtol=1e-4, atol=1e-6)
+
+
 def test_a_sleep_with_little_memory_comes_to_its_end(base: UpperBlocks) -> None:
     adapted = Adapted(base, CODEC, dataclasses.replace(SETTINGS, epochs=1.0))
     tried = starving(adapted, 1)
@@ -194,7 +219,9 @@ def test_other_failures_are_not_tried_again(base: UpperBlocks, monkeypatch: pyte
     def broken(tokens: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("the shapes do not fit")
 
-    monkeypatch.setattr(adapted.blocks, "forward", broken)
+    blocks = adapted.blocks
+    monkeypatch.setattr(blocks, "forward", broken)
+    monkeypatch.setattr(adapted, "_fresh", lambda: blocks)
     with pytest.raises(RuntimeError, match="shapes"):
         run(adapted.sleep(filled(32), held(), 32))
     assert adapted.microbatch == SETTINGS.microbatch

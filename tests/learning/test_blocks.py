@@ -9,8 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import latentd.learning.blocks
 import tiny
-from latentd.learning.blocks import HalfLinear, RankedBlocks, UpperBlocks, parameter_bytes
+from latentd.learning.blocks import HalfLinear, RankedBlocks, UpperBlocks, parameter_bytes, widened_bytes
 
 SPLIT = 1
 
@@ -85,6 +86,26 @@ def test_a_half_layer_gives_the_gradient_of_a_whole_one() -> None:
     assert ones.grad is not None
     assert twos.grad is not None
     np.testing.assert_allclose(ones.grad.numpy(), twos.grad.numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("room_bytes", [0, 300_000, 8 << 20])
+def test_the_room_keeps_what_fits_and_one_more_and_is_given_back(
+    base: UpperBlocks, monkeypatch: pytest.MonkeyPatch, room_bytes: int
+) -> None:
+    monkeypatch.setattr(latentd.learning.blocks, "ROOM_BYTES", room_bytes)
+    blocks, answers = (RankedBlocks(base, 4, seed=0) for _ in range(2))
+    serving = answers.frozen().requires_grad_(True)
+    for module in (blocks, serving):
+        for _ in range(2):  # the second pass begins with what the first one left in the room
+            module(torch.from_numpy(some_tokens())).square().sum().backward()
+    wanted = dict(serving.named_parameters())
+    for name, parameter in blocks.learned():
+        torch.testing.assert_close(parameter.grad, wanted[name].grad)
+    sizes = [parameter.numel() for parameter in base.parameters() if parameter.dtype == torch.float16]
+    most = widened_bytes(sizes)  # at the largest of those that pass
+    assert most - 4 * max(sizes) < blocks.room_bytes() <= most <= room_bytes + 4 * max(sizes)
+    blocks.rest()
+    assert blocks.room_bytes() == 0
 
 
 def test_the_matrices_that_do_not_learn_take_half_the_bytes(base: UpperBlocks) -> None:

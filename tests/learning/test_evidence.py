@@ -78,7 +78,7 @@ def test_samples_of_a_class_that_was_forgotten_are_left_out() -> None:
 
 
 def test_only_the_last_samples_count() -> None:
-    assert len(videos([True] * 50, [True] * 50)) == KEPT
+    assert len(videos([True] * 150, [True] * 150)) == KEPT
 
 
 def test_it_comes_back_from_a_checkpoint() -> None:

@@ -7,7 +7,7 @@ import shutil
 import threading
 import weakref
 from pathlib import Path
-from typing import Iterator, List, Sequence
+from typing import Any, Iterator, List, Sequence
 
 import pytest
 
@@ -16,6 +16,7 @@ from latentd.learning import learner as learner_module
 from latentd.learning.trainer import Trainer
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
+from latentd.replay.store import Store
 from lessons import WAIT_S, running_journal, teach
 from pupils import Broken, Gated, answers, made, make_learner, make_trainer, running_learner, saved_versions, taught
 
@@ -155,6 +156,32 @@ def test_versions_of_another_journal_are_not_taken_for_its_own(tmp_path: Path) -
         shutil.rmtree(tmp_path / "versions", ignore_errors=True)
 
 
+# --- a damaged row ---
+
+
+@pytest.mark.parametrize("learned_before", [False, True])
+@pytest.mark.parametrize("seq", [3, 6])
+def test_the_rest_of_a_log_with_a_damaged_row_is_learned(tmp_path: Path, learned_before: bool, seq: int) -> None:
+    with running_journal(tmp_path) as journal:
+        for request in FIRST[:3]:
+            teach(journal, *request)
+        if learned_before:
+            with running_learner(journal, tmp_path) as learner:
+                learner.learned(6).result(WAIT_S)
+    store = Store(tmp_path / "journal.sqlite")
+    store.put({f"e/{seq:012d}": b'S{"batch'})
+    store.commit()
+    store.close()
+    with running_journal(tmp_path) as journal, running_learner(journal, tmp_path) as learner:
+        learner.learned(6).result(WAIT_S)
+        assert (journal.status().set_aside, learner.status().deaths, learner.status().lag_samples) == (1, 0, 0)
+        assert answers(learner, "cat", [77]) + answers(learner, "dog", [77]) == ["cat", "dog"]
+        assert sum(learner.memory().classes.values()) == 5
+        journal.relabel(f"s{seq:08d}", "cat" if seq == 3 else "dog").result(WAIT_S)
+        learner.learned(7).result(WAIT_S)
+        assert learner.memory().classes == {0: 3, 1: 3}
+
+
 # --- memory ---
 
 
@@ -200,3 +227,47 @@ def test_while_it_waits_for_memory_nothing_keeps_what_the_failed_step_held(
             assert learner.status().deaths == 0
         gc.collect()
         assert held[0]() is None
+
+
+class Unread(Trainer):
+    """Finds no memory for the last checkpoint, as often as `shortages` says."""
+
+    shortages: List[int]
+
+    def restore(self, *found: Any) -> None:
+        if self.shortages[0] > 0:
+            self.shortages[0] -= 1
+            raise MemoryError
+        super().restore(*found)
+
+
+def test_serving_waits_a_little_for_memory_to_read_what_was_learned(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "STARVED_FIRST_S", 0.001)
+    with running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, *FIRST[:5])
+    with running_learner(journal, tmp_path, make=made(Unread, shortages=[3])) as learner:
+        assert (learner.snapshot.version, learner.status().deaths, learner.status().reason) == (5, 0, None)
+
+
+def test_serving_begins_without_what_was_learned_when_memory_stays_out_and_has_it_later(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "STARVED_FIRST_S", 0.001)
+    monkeypatch.setattr(learner_module, "STARVED_S", 0.01)
+    with running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, *FIRST[:5])
+    shortages = [10**9]
+    learner = make_learner(journal, tmp_path, make=made(Unread, shortages=shortages))
+    learner.start(0.05)
+    while learner.status().state != "waiting":
+        assert learner.status().deaths == 0
+    assert (learner.snapshot.labels, learner.status().reason) == (
+        (),
+        "memory was out while the last checkpoint was read; it is tried again",
+    )
+    shortages[0] = 0
+    learner.learned(10).result(WAIT_S)
+    assert learner.snapshot.version == 5
+    learner.stop(WAIT_S)

@@ -19,6 +19,7 @@ class Device:
         self.now_s = 0.0
         self.power_w: Optional[float] = 4.0
         self.temperatures_c: Dict[str, Optional[float]] = {"CPU-therm": 50.0, "GPU-therm": None}
+        self.limits_c: Dict[str, float] = {}
         self.throttled: Mapping[str, Tuple[str, ...]] = {}
         self.available: Optional[int] = 4000 * MIB
         self.total = 6800 * MIB
@@ -27,6 +28,7 @@ class Device:
         senses = Senses(
             power_w=lambda: self.power_w,
             temperatures_c=lambda: self.temperatures_c,
+            limits_c=lambda: self.limits_c,
             throttled=lambda: self.throttled,
             headroom=self._headroom,
             building=lambda: self.building,
@@ -92,7 +94,7 @@ def test_without_a_meter_a_budget_holds_nothing_back() -> None:
     assert device.cause() is None
 
 
-def test_without_a_budget_no_power_is_too_much() -> None:
+def test_without_limits_no_power_and_no_heat_is_too_much() -> None:
     device = Device()
     device.power_w, device.temperatures_c = 1000.0, {"CPU-therm": 120.0}
     assert device.cause() is None
@@ -105,6 +107,29 @@ def test_the_warmest_zone_counts_and_has_to_cool_by_some_degrees() -> None:
     device.temperatures_c["GPU-therm"] = 83.0
     assert device.cause(LEARN) == "temperature"
     device.temperatures_c["GPU-therm"] = 81.0
+    assert device.cause(LEARN) is None
+
+
+def test_without_a_number_each_zone_has_its_own_limit_or_none() -> None:
+    device = Device()
+    device.limits_c = {"acpitz": 95.0, "pch": 105.0}
+    device.temperatures_c = {"acpitz": 94.0, "pch": 100.0, "x86_pkg_temp": 99.0}
+    assert device.cause(LEARN) is None
+    device.temperatures_c["acpitz"] = 96.0
+    reason = device.restraint(LEARN) if device.cause(LEARN) else None
+    assert reason is not None and reason.text == "acpitz is at 96 °C, 95 °C are allowed there"
+    device.temperatures_c["acpitz"] = 93.0
+    assert device.cause(LEARN) == "temperature"
+    device.temperatures_c["acpitz"] = 91.0
+    assert device.cause(LEARN) is None
+
+
+def test_a_number_counts_for_every_zone_instead_of_their_own_limits() -> None:
+    device = Device(max_temperature_c=70.0)
+    device.limits_c, device.temperatures_c = {"acpitz": 95.0}, {"acpitz": 60.0, "x86_pkg_temp": 71.0}
+    assert device.cause(LEARN) == "temperature"
+    device.restraint.obey(Limits(0.0, 150.0, 0, {}))
+    device.temperatures_c["acpitz"] = 140.0
     assert device.cause(LEARN) is None
 
 

@@ -216,7 +216,7 @@ def test_a_correction_of_a_sample_that_the_memory_gave_up_is_exact_and_then_give
     victim = trainer.evicted[0]
     journal.relabel(victim, "dog").result(WAIT_S)
     journal.settle(30, trainer.evicted).result(WAIT_S)
-    trainer.evicted = []
+    trainer.evicted.clear()
     (entry,) = log(journal, trainer.seq)
     assert entry.code is not None
     learn(trainer, [entry])

@@ -7,7 +7,9 @@ from typing import Any, Callable, Iterator, List, Optional, Tuple
 import pytest
 
 from latentd.errors import BudgetFull, Conflict, SampleNotFound
-from latentd.replay.catalogue import KEY_LIFETIME_S, PRUNE_AGAIN_S, Catalogue
+from latentd.replay import catalogue as catalogue_module
+from latentd.replay.catalogue import PRUNE_AGAIN_S, Catalogue
+from latentd.replay.key_table import KEY_LIFETIME_S
 from latentd.replay.records import ClassRecord, Idempotency
 from latentd.replay.store import Store
 from lessons import CODEC, limits, sample
@@ -100,6 +102,27 @@ def test_pages_go_through_everything_once(shelf: Shelf) -> None:
     assert shelf.catalogue.page("s00000010", 3, None, None, LEARNED) == ((), None)
     with pytest.raises(SampleNotFound):
         shelf.catalogue.page("no cursor", 3, None, None, LEARNED)
+
+
+def test_a_page_looks_at_so_many_others_at_most_and_the_next_goes_on_there(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue_module, "_PASSED_OVER", 3)
+    shelf.teach(("dog", 0), *[("cat", number) for number in range(10)], ("dog", 1))
+    page, cursor = shelf.catalogue.page(None, 9, "dog", None, LEARNED)
+    assert ([record.seq for record in page], cursor) == ([1], "s00000004")
+    page, cursor = shelf.catalogue.page(cursor, 9, "dog", None, LEARNED)
+    assert (page, cursor) == ((), "s00000007")
+    seen: List[int] = []
+    while cursor is not None:
+        page, cursor = shelf.catalogue.page(cursor, 9, "dog", None, LEARNED)
+        seen += [record.seq for record in page]
+    assert seen == [12]
+    assert len(shelf.catalogue.page(None, 99, "cat", None, LEARNED)[0]) == 10
+
+
+def test_a_class_that_nobody_taught_is_not_looked_for_in_the_log(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf.teach(("cat", 0))
+    monkeypatch.setattr(shelf.catalogue._log, "rows", lambda after_seq: pytest.fail("the log was read"))
+    assert shelf.catalogue.page(None, 9, "owl", None, LEARNED) == ((), None)
 
 
 def keyed(shelf: Shelf, key: str, *batch: Tuple[str, int]) -> None:

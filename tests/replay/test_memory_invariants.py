@@ -9,21 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from latentd.replay.memory import ReplayMemory
-
-CODE_BYTES = 16
-SLOT_BYTES = CODE_BYTES + (16 + 4 + 4) + (4 + 4 + 8) + 8  # code, id row, class row, order
-
-
-def memory_of(slots: int, seed: int = 0) -> ReplayMemory:
-    memory = ReplayMemory("int8 token", CODE_BYTES, slots * SLOT_BYTES, seed)
-    assert memory.slots == slots
-    return memory
-
-
-def code_of(number: int) -> bytes:
-    """A code that says which sample it belongs to."""
-    return number.to_bytes(CODE_BYTES, "little")
+from replay.memories import code_of, memory_of
 
 
 class Lives(RuleBasedStateMachine):

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentd.replay.codec import make_codec
+from latentd.replay.packing import packed_bytes, unpack
+from latentd.replay.rotation import Rotation, lloyd_max
 from latentd.replay.spatial import Spectrum, share_bits
 
 Floats = npt.NDArray[np.float32]
@@ -55,7 +57,10 @@ def test_the_transform_keeps_energy_and_comes_back(tokens: int) -> None:
     spectra = spectrum.forward(latents)
     np.testing.assert_allclose(np.square(spectra).sum((1, 2)), np.square(latents).sum((1, 2)), rtol=1e-5)
     np.testing.assert_array_equal(spectra[:, : spectrum.leading], latents[:, : spectrum.leading])
-    np.testing.assert_allclose(spectrum.inverse(spectra), latents, atol=1e-5)
+    scales = np.random.default_rng(1).uniform(0.5, 2, (3, tokens, 1)).astype(np.float32)
+    back = np.empty_like(latents)
+    spectrum.inverse(spectra / scales, scales, back)
+    np.testing.assert_allclose(back, latents, atol=1e-5)
 
 
 def test_what_all_patches_share_becomes_one_token() -> None:
@@ -107,6 +112,32 @@ def test_a_width_that_fills_no_whole_bytes_costs_less_than_one_byte_a_depth() ->
     assert 0 <= codec.code_bytes - 17 * 5 * 3 / 8 - 34 < 8
     latents = np.random.default_rng(0).standard_normal((2, 17, 5), dtype=np.float32)
     assert np.square(codec.decode(codec.encode(latents)) - latents).mean() < 0.2
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(257, 384), (65, 192), (17, 40), (17, 12), (5, 5)])
+@pytest.mark.parametrize("bits", [6, 4, 3, 2])
+def test_reading_in_groups_of_four_gives_what_reading_one_by_one_gives(bits: int, tokens: int, width: int) -> None:
+    """The levels, the scale, the rotation and the cosines, each by its own definition."""
+    codec = make_codec(f"int{bits}", "spatial", tokens, width, seed=5)
+    latents = np.random.default_rng(0).standard_normal((3, tokens, width), dtype=np.float32)
+    codes = codec.encode(latents)
+    shared = share_bits(Spectrum(tokens).variances(), bits * tokens)
+    rotation, start = Rotation(width, 5), 0
+    spectra = np.zeros((3, tokens, width), np.float32)
+    for value in range(8, 0, -1):
+        (places,) = np.nonzero(shared == value)
+        end = start + packed_bytes(len(places) * width, value)
+        levels = lloyd_max(value).levels[unpack(codes[:, start:end], value, len(places) * width)]
+        spectra[:, places] = levels.reshape(3, len(places), width)
+        start = end
+    order = np.argsort(-shared, kind="stable")
+    scales = np.empty((3, tokens), np.float32)
+    scales[:, order] = np.ascontiguousarray(codes[:, start:]).view("<f2")
+    turned = np.empty_like(spectra)
+    rotation.inverse((spectra * scales[..., None]).reshape(-1, width), turned.reshape(-1, width))
+    expected = np.empty_like(turned)
+    Spectrum(tokens).inverse(turned, np.ones((3, tokens, 1), np.float32), expected)
+    np.testing.assert_allclose(codec.decode(codes), expected, atol=2e-5)
 
 
 # --- errors ---

@@ -26,9 +26,9 @@ from latentd.learning.drift import Drift
 from latentd.learning.learner import Learner
 from latentd.learning.status import LearnerStatus, MemoryStatus
 from latentd.learning.unknown import UnknownReport
-from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import make_latent_codec
+from latentd.replay.limits import JournalLimits
 from latentd.service.app import create_app
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
@@ -120,6 +120,7 @@ class FakeLearner:
     def __init__(self, journal: Journal) -> None:
         self.snapshot = FakeSnapshot()
         self.learns = True
+        self.doubted: Tuple[str, ...] = ()
         self.lag_samples = 0
         self.state = "idle"
         self._journal = journal
@@ -142,7 +143,8 @@ class FakeLearner:
         return LearnerStatus(self.state, None, self._journal.learned_seq, self.lag_samples, 0.5, 3, 0.01, 0, None, {"reason": "none yet"})
 
     def memory(self) -> MemoryStatus:
-        return MemoryStatus(100, 1, 40, 4000, 0, "int8 token", 0, {record.class_id: 1 for record in self._journal.classes()})
+        stored = {record.class_id: 1 for record in self._journal.classes()}
+        return MemoryStatus(100, 1, 40, 4000, 0, "int8 token", 0, stored, self.doubted)
 
     def accuracy(self) -> AccuracyReport:
         drifts = {"dog": Drift(1.25, "s00000002", drifting=True), "cat": Drift(0.0, None, drifting=False)}

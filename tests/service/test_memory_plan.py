@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from engines.test_export import exported
 from latentd.config import BackboneConfig, Config, LearnConfig, MemoryConfig
@@ -32,6 +33,9 @@ def test_blocks_take_what_the_modules_take(split: int) -> None:
     ranked = RankedBlocks(base, 3, 0)
     learned = sum(parameter.numel() * 4 for _, parameter in ranked.learned())
     assert memory_plan.upper_bytes(DINOV2, split) == parameter_bytes([base])
+    blocks = RankedBlocks(base, 1, seed=0)
+    blocks(torch.ones(1, 5, DINOV2.width)).sum().backward()
+    assert memory_plan.room_bytes(DINOV2, split) == blocks.room_bytes()
     assert memory_plan.learned_bytes(DINOV2, split, 3) == learned
 
 

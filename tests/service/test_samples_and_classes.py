@@ -45,6 +45,35 @@ def test_samples_can_be_chosen_by_label_and_state(world: World) -> None:
     assert chosen(label="bird") == []
 
 
+def test_doubted_samples_can_be_listed_page_by_page(world: World) -> None:
+    ids = teach(world, *"abcde")
+    world.learner.doubted = (ids[0], ids[2], ids[3])
+
+    def page(**params: str) -> SamplesPage:
+        return SamplesPage.model_validate(world.call("GET", "/v1/samples", params={"doubted": "true", **params}).json())
+
+    first = page(limit="2")
+    assert ([sample.sample_id for sample in first.samples], first.next) == ([ids[0], ids[2]], ids[2])
+    second = page(limit="2", cursor=ids[2])
+    assert ([sample.sample_id for sample in second.samples], second.next) == ([ids[3]], None)
+    assert [sample.sample_id for sample in page(label="c").samples] == [ids[2]]
+    everything = SamplesPage.model_validate(world.call("GET", "/v1/samples").json()).samples
+    assert [sample.doubted for sample in everything] == [True, False, True, True, False]
+    assert world.call("GET", "/v1/memory").json()["doubted"] == 3
+    assert "latentd_replay_doubted 3.0" in world.call("GET", "/metrics").text
+
+
+@pytest.mark.parametrize(("doubted", "heard"), [(True, 1), (False, 0)])
+def test_the_label_a_sample_has_already_reaches_the_learner_only_where_it_is_doubted(world: World, doubted: bool, heard: int) -> None:
+    (sample_id,) = teach(world, "cat")
+    world.learner.doubted = (sample_id,) if doubted else ()
+    before = world.parts.journal.status().head_seq
+    answer = world.call("PUT", f"/v1/samples/{sample_id}/label", json={"label": "cat"})
+    assert (answer.status_code, Sample.model_validate(answer.json()).label) == (202, "cat")
+    assert world.parts.journal.status().head_seq - before == heard
+    assert [entry["samples"] for entry in world.call("GET", "/v1/classes").json()["classes"]] == [1]
+
+
 @pytest.mark.parametrize("params", [{"limit": "0"}, {"limit": "1001"}, {"limit": "x"}, {"cursor": "../../etc"}, {"state": "happy"}])
 def test_list_parameters_out_of_range_are_problems(world: World, params: Dict[str, str]) -> None:
     assert_problem(world.call("GET", "/v1/samples", params=params), 422, "unprocessable")

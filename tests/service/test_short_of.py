@@ -13,7 +13,7 @@ import pytest
 
 import tiny
 from latentd import headroom
-from latentd.config import Config
+from latentd.config import Config, MemoryConfig
 from latentd.headroom import Headroom
 from latentd.learning import pacing
 from latentd.service.app import create_app
@@ -48,7 +48,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Parts]]:
     def started(**flags: Any) -> Parts:
         while running:
             running.pop().stop()
-        running.append(Daemon(tiny.settings(tmp_path, engine__order="eager", energy__meters="rapl", **flags)))
+        reserve = MemoryConfig().reserve_bytes
+        usual = {"engine__order": "eager", "energy__meters": "rapl", "memory__reserve_bytes": reserve}
+        running.append(Daemon(tiny.settings(tmp_path, **{**usual, **flags})))
         return running[-1].start()
 
     yield started

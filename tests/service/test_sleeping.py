@@ -12,6 +12,7 @@ import pytest
 
 import tiny
 from latentd.config import Config
+from latentd.energy import board
 from latentd.errors import ConfigError
 from latentd.service.parts import Parts
 from latentd.service.supervisor import Daemon
@@ -21,7 +22,8 @@ KINDS = ("striped", "dotted")
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr(board, "read", lambda root: board.Board())  # a machine that throttles would let nobody sleep
     tiny.backbone(tmp_path)
     return settings(tmp_path)
 

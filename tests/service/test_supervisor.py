@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from latentd.cli.client import Client
-from latentd.config import Config, EnergyConfig, HttpConfig, LearnConfig, LogConfig, StateConfig
+from latentd.config import Config, EnergyConfig, HttpConfig, LearnConfig, LogConfig, MemoryConfig, StateConfig
 from latentd.engines.choose import Attempt, Choice
 from latentd.errors import ConfigError, EngineError, StateInUse
 from latentd.replay.records import NewSample
@@ -48,7 +48,8 @@ def config(tmp_path: Path) -> Config:
     return Config(
         http=HttpConfig(bind="127.0.0.1:0"),
         state=StateConfig(dir=str(tmp_path / "state"), cache_dir=str(tmp_path / "cache")),
-        energy=EnergyConfig(meters=("rapl",)),
+        energy=EnergyConfig(meters=("rapl",), max_temperature_c=150.0),
+        memory=MemoryConfig(reserve_bytes=0),
         learn=LearnConfig(holdout_every=0),
     )
 

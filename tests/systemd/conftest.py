@@ -28,6 +28,12 @@ threads = 1
 [learn]
 holdout_every = 0
 duplicate_cosine = 2.0
+
+[energy]
+max_temperature_c = 150.0
+
+[memory]
+reserve_bytes = 0
 """
 
 

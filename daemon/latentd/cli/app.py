@@ -6,6 +6,7 @@ Exit codes: 0 ok; 1 failed; 2 usage; 3 no daemon reached; 4 the daemon refused; 
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import NoReturn, Optional, Sequence
 
 import typer
@@ -51,6 +52,7 @@ def latentd(version: bool = typer.Option(False, "--version", callback=_show_vers
 
 def main(arguments: Optional[Sequence[str]] = None) -> NoReturn:
     """Runs the command line (sys.argv, unless told) and ends the process with its exit code."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if isinstance(sys.stdout, TextIOWrapper):  # a caller may have put another stream there
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(args=arguments, prog_name="latentd")
     raise SystemExit(0)

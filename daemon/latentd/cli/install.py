@@ -6,6 +6,7 @@ The unit goes to /usr/local/lib, never to /etc: a change of a user's is a drop-i
 
 from __future__ import annotations
 
+import functools
 import shutil
 import stat
 import subprocess
@@ -184,7 +185,7 @@ def _purge_steps(host: Host) -> Iterator[Step]:
         if path.is_symlink():
             yield Step(f"remove the link {path}; what it points to stays", path.unlink)
         elif path.is_dir():
-            yield Step(f"remove {path} and all that is in it", lambda path=path: shutil.rmtree(path))  # type: ignore[misc]
+            yield Step(f"remove {path} and all that is in it", functools.partial(shutil.rmtree, path))
     if host.has("etc/passwd", USER):
         root = [] if host.root == Path("/") else ["--root", str(host.root)]
         yield Step(f"remove the user {USER}", lambda: host.run(["userdel", *root, USER]))

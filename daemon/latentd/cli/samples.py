@@ -16,6 +16,7 @@ OF_CLASS = typer.Option(None, "--label", "-l", help="Only this class.", show_def
 STATE = typer.Option(
     None, "--state", help="Only these: queued, learned, duplicate, rejected, evicted, held, forgotten.", show_default=False
 )
+DOUBTED = typer.Option(False, "--doubted", help="Only those whose label looks wrong.")
 LIMIT = typer.Option(50, "--limit", min=1, max=1000, help="At most this many.")
 CURSOR = typer.Option(None, "--cursor", help="Go on where the last list ended.", show_default=False)
 SAMPLE = typer.Argument(..., metavar="SAMPLE", help="A sample's id, such as s0000042.", show_default=False)
@@ -27,6 +28,7 @@ def samples(
     context: typer.Context,
     label: Optional[str] = OF_CLASS,
     state: Optional[str] = STATE,
+    doubted: bool = DOUBTED,
     limit: int = LIMIT,
     cursor: Optional[str] = CURSOR,
     url: Optional[str] = URL,
@@ -34,7 +36,7 @@ def samples(
 ) -> None:
     """List what was taught."""
     if context.invoked_subcommand is None:
-        _list(label, state, limit, cursor, url, as_json)
+        _list(label, state, doubted, limit, cursor, url, as_json)
 
 
 @app.command("list")
@@ -42,13 +44,14 @@ def samples(
 def list_samples(
     label: Optional[str] = OF_CLASS,
     state: Optional[str] = STATE,
+    doubted: bool = DOUBTED,
     limit: int = LIMIT,
     cursor: Optional[str] = CURSOR,
     url: Optional[str] = URL,
     as_json: bool = JSON,
 ) -> None:
     """List what was taught, newest last."""
-    _list(label, state, limit, cursor, url, as_json)
+    _list(label, state, doubted, limit, cursor, url, as_json)
 
 
 @app.command("show")
@@ -105,9 +108,15 @@ def _path(sample: str) -> str:
     return f"/v1/samples/{quote(sample, safe='')}"
 
 
-def _list(label: Optional[str], state: Optional[str], limit: int, cursor: Optional[str], url: Optional[str], as_json: bool) -> None:
+def _list(
+    label: Optional[str], state: Optional[str], doubted: bool, limit: int, cursor: Optional[str], url: Optional[str], as_json: bool
+) -> None:
     with connect(url) as client:
-        page = client.get("/v1/samples", label=label, state=state, limit=limit, cursor=cursor)
+        asked = {"label": label, "state": state, "doubted": doubted or None}
+        page = client.get("/v1/samples", **asked, limit=limit, cursor=cursor)
+        while page["next"] and len(page["samples"]) < limit:  # so far it looked, and found few
+            more = client.get("/v1/samples", **asked, limit=limit - len(page["samples"]), cursor=page["next"])
+            page = {"samples": [*page["samples"], *more["samples"]], "next": more["next"]}
     _present(page["samples"], page, as_json)
     if page["next"] and not as_json:
         note(f"There are more: add --cursor {page['next']}")
@@ -117,12 +126,14 @@ def _present(found: List[Dict[str, Any]], document: Dict[str, Any], as_json: boo
     if as_json:
         print_json(document)
     elif found:
-        rows = [
-            [each["sample_id"], each["label"], _state(each), each["taught_at"], "hold-out" if each["holdout"] else ""] for each in found
-        ]
+        rows = [[each["sample_id"], each["label"], _state(each), each["taught_at"], _mark(each)] for each in found]
         show(table(["sample", "class", "state", "taught at", ""], rows))
     else:
         note("No such samples.")
+
+
+def _mark(sample: Dict[str, Any]) -> str:
+    return "hold-out" if sample["holdout"] else "its label looks wrong" if sample["doubted"] else ""
 
 
 def _state(sample: Dict[str, Any]) -> str:

@@ -146,4 +146,5 @@ def _board(found: Dict[str, Any]) -> List[Tuple[str, str]]:
 
 def _journal(found: Dict[str, Any]) -> str:
     fill = f"{size(found['size_bytes'])} of {size(found['budget_bytes'])}"
-    return f"failed: {found['failed']}" if found["failed"] else fill
+    aside = f"; {found['set_aside']} damaged rows were set aside, the daemon's log says what was lost" if found["set_aside"] else ""
+    return f"failed: {found['failed']}" if found["failed"] else f"{fill}{aside}"

@@ -1,6 +1,6 @@
 """How long the battery lasts: the hours left at this rate of learning, and at the one by which learners on batteries are compared.
 
-Pure functions of what the ledger counted; `charge_ratio` reads two small files of the kernel. Any thread.
+Pure functions of what the ledger counted, for any thread; `charge_ratio` reads small files of the kernel, on the meter thread.
 """
 
 from __future__ import annotations

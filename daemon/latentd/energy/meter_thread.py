@@ -1,6 +1,7 @@
 """The meter thread: chooses a meter, reads it, feeds the ledger, and tries again when it fails.
 
-It owns every sensor, and blocks on them; nobody waits for it. All that it learns goes to the ledger, to `temperatures_c` and to `board`.
+It owns every sensor, and blocks on them; nobody waits for it. All that it learns goes to the ledger, to `temperatures_c`, `board` and
+`battery_charge`. A sensor may hang for ever, and this thread with it: what it last said is known for KNOWN_S, and unknown from then on.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import Callable, Mapping, Optional, Tuple
+from typing import Callable, Mapping, NamedTuple, Optional, Tuple
 
 from latentd.config import EnergyConfig
-from latentd.energy import board, thermal
+from latentd.energy import battery, board, thermal
 from latentd.energy.board import Board
 from latentd.energy.ledger import EnergyLedger, seconds_since_boot
 from latentd.energy.meters import Choice, Meter, check_names, choose_meter
@@ -23,8 +24,19 @@ RETRY_FIRST_S = 1.0
 RETRY_LAST_S = 60.0
 BETTER_S = 300.0  # how often a meter that comes earlier in the configured order is tried again
 TEMPERATURES_S = 5.0  # between two looks at temperatures, clocks and throttling
+KNOWN_S = 30.0  # what a look found; opening a meter takes seconds, and no look comes meanwhile
 
 Wait = Callable[[float], bool]
+
+
+class Look(NamedTuple):
+    """What was found at one time. temperatures_c: zone -> degrees Celsius. limits_c: zone -> what thermal.limits_c says of it."""
+
+    at_s: float = 0.0
+    temperatures_c: Mapping[str, Optional[float]] = {}
+    limits_c: Mapping[str, float] = {}
+    board: Board = Board()
+    battery_charge: Optional[float] = None
 
 
 class MeterThread:
@@ -60,8 +72,7 @@ class MeterThread:
         self._temperatures_due_s = clock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="meter", daemon=True)
-        self.temperatures_c: Mapping[str, Optional[float]] = {}  # zone -> degrees Celsius; a new mapping every five seconds
-        self.board = Board()
+        self._look = Look()  # a new one every five seconds
         self.errors = 0  # unexpected errors so far
 
     @classmethod
@@ -79,6 +90,30 @@ class MeterThread:
             return choose_meter(before, root, clock=clock, wait=wait, period_s=config.period_s)
 
         return cls(ledger, choose, root=root, period_s=config.period_s, clock=clock, choose_better=choose_better)
+
+    @property
+    def temperatures_c(self) -> Mapping[str, Optional[float]]:
+        """Zone -> degrees Celsius, None where nobody knows; any thread, as those below."""
+        look = self._look
+        return look.temperatures_c if self._is_known(look) else dict.fromkeys(look.temperatures_c)
+
+    @property
+    def limits_c(self) -> Mapping[str, float]:
+        """Zone -> degrees Celsius that it should not pass; nothing of a zone without a limit. They don't change, so they stay known."""
+        return self._look.limits_c
+
+    @property
+    def board(self) -> Board:
+        look = self._look
+        return look.board if self._is_known(look) else Board()
+
+    @property
+    def battery_charge(self) -> Optional[float]:
+        look = self._look
+        return look.battery_charge if self._is_known(look) else None
+
+    def _is_known(self, look: Look) -> bool:
+        return self._clock() - look.at_s <= KNOWN_S
 
     def start(self) -> None:
         self._thread.start()
@@ -169,12 +204,14 @@ class MeterThread:
         if now_s < self._temperatures_due_s:
             return
         self._temperatures_due_s = now_s + TEMPERATURES_S
-        self.temperatures_c = thermal.read(self._root)
-        before, self.board = self.board, board.read(self._root)
-        if self.board.power_mode != before.power_mode:
-            log.info("the power mode is %s", self.board.power_mode)
-        if self.board.throttled.keys() != before.throttled.keys():
-            causes = "; ".join(f"{cause}: {', '.join(what)}" for cause, what in self.board.throttled.items())
+        last, temperatures_c = self._look, thermal.read(self._root)
+        limits_c = last.limits_c if temperatures_c.keys() == last.temperatures_c.keys() else thermal.limits_c(self._root)
+        before, now = last.board, board.read(self._root)
+        self._look = Look(now_s, temperatures_c, limits_c, now, battery.charge_ratio(self._root))
+        if now.power_mode != before.power_mode:
+            log.info("the power mode is %s", now.power_mode)
+        if now.throttled.keys() != before.throttled.keys():
+            causes = "; ".join(f"{cause}: {', '.join(what)}" for cause, what in now.throttled.items())
             if causes:
                 log.warning("the board slows itself down, %s", causes)
             else:

@@ -27,7 +27,7 @@ from latentd.learning.evidence import Evidence
 from latentd.learning.gate import TEMPERATURES, Opinion
 from latentd.learning.place import Place
 from latentd.replay.latents import LatentCodec
-from latentd.replay.memory import ReplayMemory
+from latentd.replay.memory import DOUBTED, ReplayMemory
 from latentd.trouble import FAILURES, free_cached, in_halves, is_shortage
 
 logger = logging.getLogger(__name__)
@@ -153,10 +153,12 @@ class Adapted:
         try:
             yield from self._sleep(memory, held, learned)
         finally:
+            self.blocks.rest()
             self._place.queue.free()
 
     def _sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
         life, self.microbatch = self._life, self._settings.microbatch
+        self.blocks = self._fresh()  # not what the last sleep left: the few classes that came first would weigh on all that follows
         rng = np.random.Generator(np.random.PCG64([self._settings.seed, self.sleeps, learned]))
         for step in self._train(memory, rng):
             yield step
@@ -251,7 +253,9 @@ class Adapted:
             if not chunk.ids and not missing:
                 return
             if chunk.ids:
-                sums.add(self._through(blocks, chunk.codes), chunk.class_ids.tolist())
+                sure = chunk.standing != DOUBTED
+                if sure.any():
+                    sums.add(self._through(blocks, chunk.codes[sure]), chunk.class_ids[sure].tolist())
                 last = chunk.ids[-1]
             if missing:
                 found = self._features(blocks, [held[sample_id][1] for sample_id in missing])

@@ -109,6 +109,17 @@ class RidgeSums:
         column = self._column.get(class_id)
         return 0 if column is None else int(round(float(self.counts[column])))
 
+    def become_rest_of(self, whole: RidgeSums) -> None:
+        """Turns into what `whole` has learned beyond this, which is a part of it; in place, for a second (F, F) is megabytes."""
+        self._fold()
+        np.subtract(whole.gram, self.gram, out=self.gram)
+        _rank_update(torch.from_numpy(self.gram), whole._block[: len(whole._signs)], np.array(whole._signs))
+        counts, sums = whole.counts.copy(), whole.sums.copy()
+        columns = [whole._column[class_id] for class_id in self.class_ids]
+        counts[columns] -= self.counts
+        sums[columns] -= self.sums
+        self.class_ids, self._column, self.counts, self.sums = list(whole.class_ids), dict(whole._column), counts, sums
+
     def moments(self) -> Tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Mean and standard deviation of each feature (F,), over everything learned."""
         count = max(1.0, float(self.counts.sum()))

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from latentd.errors import LearnerError
+from latentd.files import fsync
 
 logger = logging.getLogger(__name__)
 Arrays = Dict[str, NDArray[Any]]
@@ -43,7 +44,7 @@ def write(folder: Path, arrays: Arrays, facts: Mapping[str, Any], keep: int) -> 
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(folder)
+        fsync(folder)
         for old in versions(folder)[:-keep]:
             if old != path:
                 old.unlink()
@@ -109,11 +110,3 @@ def _digest(arrays: Arrays, facts: str) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from latentd.learning.analytic import LinearHead
 
 Features = NDArray[np.float32]
-KEPT = 400  # samples: older ones were answered by blocks that had learned less
+KEPT = 1200  # samples: older ones were answered by blocks that had learned less, and a few hundred are a few dozen videos
 _NEVER = np.float32(-1e9)  # the score of a class that was not known yet
 
 

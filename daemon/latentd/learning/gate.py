@@ -26,6 +26,7 @@ DEFAULT_TEMPERATURE = 1.5
 SURE_NATS = 8.0  # without a hold-out: the mean of a class wins over another class by this much, however few samples make it look far
 TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _WEIGHTS = (0.3, 0.5, 0.7)
+_EVEN = (0.5,)  # on images not seen before: both knew less when they answered them, and which has the more to say now those can't tell
 
 
 class Opinion(NamedTuple):
@@ -93,7 +94,8 @@ def decide(
     """
     count, temperature = len(columns), _best_temperature(scores, columns)
     floor_answers = answers_of(class_ids, scores, temperature)
-    own, weight, answers = _best_blend(class_ids, softmax(scores / temperature), opinion, columns)
+    weights = _WEIGHTS if groups is None else _EVEN
+    own, weight, answers = _best_blend(class_ids, softmax(scores / temperature), opinion, columns, weights)
     right, floor_right = answers == columns, floor_answers == columns
     flips, gains = int((floor_right & ~right).sum()), int((right & ~floor_right).sum())
     net = np.bincount(np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(count), right * 1.0 - floor_right)
@@ -147,13 +149,13 @@ def answers_of(
 
 
 def _best_blend(
-    class_ids: Tuple[int, ...], floor: NDArray[np.float64], opinion: Opinion, columns: NDArray[np.int64]
+    class_ids: Tuple[int, ...], floor: NDArray[np.float64], opinion: Opinion, columns: NDArray[np.int64], weights: Tuple[float, ...]
 ) -> Tuple[float, float, NDArray[np.int64]]:
     """The opinion's temperature and weight of least negative log-likelihood, and the answers that they give."""
     choices = [
         (temperature, weight, blend(floor, class_ids, softmax(opinion.scores / temperature), opinion.class_ids, weight))
         for temperature in opinion.temperatures
-        for weight in _WEIGHTS
+        for weight in weights
     ]
     temperature, weight, best = min(choices, key=lambda choice: _surprise(choice[2], columns))
     return temperature, weight, np.argmax(best, axis=1)

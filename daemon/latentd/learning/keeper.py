@@ -85,7 +85,7 @@ class VersionKeeper:
         self._saved_seq, self._saved_version = trainer.seq, trainer.version
         self._told = self._wanted = self._undone = False
         self._evicted += trainer.evicted
-        trainer.evicted = []
+        trainer.evicted.clear()
         self._next_at = time.monotonic() + self._every_s
 
     def _tell(self) -> None:

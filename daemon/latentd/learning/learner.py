@@ -15,16 +15,18 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Deque, Dict, Iterator, Optional, Sequence
 
 import torch
 
-from latentd.errors import ConfigError, JournalError, LatentdError, LearnerError, Overloaded
+from latentd.errors import ConfigError, LatentdError, LearnerError
 from latentd.learning.accuracy import EMPTY, AccuracyReport
 from latentd.learning.keeper import VersionKeeper
+from latentd.learning.log_reader import LogReader, Stopping
 from latentd.learning.pacing import FORGETS, Arrivals, Pace, Urgency
 from latentd.learning.place import Place
 from latentd.learning.restraint import LEARN, SLEEP, Reason, unrestrained
@@ -43,13 +45,9 @@ DEATH_WINDOW_S = 600.0
 PUBLISH_SHARE = 0.05  # while more waits: making snapshots takes at most this share of the time
 NICE = 10  # of the thread: what answers goes before what learns
 FINISH_S = 2.0  # after stop: how long the request in hand may take to its end
-RESTART_S = 1.0  # after a death, or a journal that can't be read
+RESTART_S = 1.0  # after a death
 STARVED_S = 30.0  # after running out of memory
-_PAGE = 256
-
-
-class _Stopping(Exception):
-    """stop was called, and what is in hand takes too long."""
+STARVED_FIRST_S = 1.0  # the same before there is anything to answer with; twice as long each time
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,9 @@ class Learner:
         self._arrivals = Arrivals(monotonic)
         self._next_publish_at = 0.0
         self._stop_by = float("inf")
-        self._unread: Optional[str] = None
+        self._log = LogReader(journal, self._stop)
+        self._short: Optional[str] = None  # of memory: what became of the work
+        self._starved_s = STARVED_FIRST_S
         self._keeper = VersionKeeper(journal, settings.versions_dir, settings.checkpoint_s, settings.keep_versions)
         self._made: Optional[Snapshot] = None  # the last that the trainer in hand made, served or not
         self._place = Place()
@@ -118,13 +118,17 @@ class Learner:
     # --- any thread ---------------------------------------------------------------------------------------------------
 
     def start(self, timeout_s: float = 120.0) -> None:
-        """Starts the thread and waits until the last checkpoint is published again, or the learner has failed for good.
+        """Starts the thread and waits until the last checkpoint is published again, or the learner has failed for good, or time is up:
+        serving then begins without what was learned, which answers as soon as it could be read.
 
         Raises ConfigError where another configuration is what it needs.
         """
         self._arrivals.note(self._journal.status().head_seq)
         self._thread.start()
-        self._restored.result(timeout_s)
+        try:
+            self._restored.result(timeout_s)
+        except FutureTimeoutError:
+            logger.error("serving starts without what was learned, which was not read in %.0f s: %s", timeout_s, self.status().reason)
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """Ends after the request in hand, with a checkpoint; leaves it half-learned, to be learned again, where it takes too long."""
@@ -154,7 +158,7 @@ class Learner:
         lag = max(0, self._journal.status().head_seq - self._snapshot.seq)
         return LearnerStatus(
             self._pace.interruption or self._state,
-            self._pace.reason or self._reason or self._unread or self._keeper.trouble,
+            self._pace.reason or self._reason or self._short or self._log.trouble or self._keeper.trouble,
             self._snapshot.seq,
             lag,
             self._arrivals.age_s(self._snapshot.seq) if lag else 0.0,
@@ -183,7 +187,7 @@ class Learner:
             starved: Optional[str] = None
             try:
                 self._study()
-            except _Stopping:
+            except Stopping:
                 logger.info("the learner stops in the middle of a request; it learns it again after the next start")
             except ConfigError as cause:  # no later try would be different
                 self._end("failed", cause)
@@ -202,7 +206,7 @@ class Learner:
         trainer = self._restore()
         sleep: Optional[Iterator[int]] = None
         while not self._stop.is_set():
-            page = self._page(trainer.seq)
+            page = self._log.page(trainer.seq)
             if page:
                 self._learn_page(trainer, page)
             elif sleep is not None or trainer.wants_sleep():
@@ -224,9 +228,10 @@ class Learner:
         trainer = self._make_trainer()
         self._place = trainer.place
         self._keeper = VersionKeeper(self._journal, self._settings.versions_dir, self._settings.checkpoint_s, self._settings.keep_versions)
-        self._keeper.restore(trainer, self._log_until)
+        self._keeper.restore(trainer, self._log.until)
         self._made = None
         self._publish(trainer, "restored")
+        self._short = None
         if not self._restored.done():
             self._restored.set_result(None)
         return trainer
@@ -246,27 +251,6 @@ class Learner:
                 self._publish(trainer, "learned")
             if self._stop.is_set():
                 return
-
-    def _page(self, after_seq: int) -> List[Entry]:
-        """The log beyond `after_seq`. Waits for a journal that can't be read now: a full disk is no reason to die."""
-        while True:
-            try:
-                page = self._journal.entries(after_seq, _PAGE).result()
-                self._unread = None
-                return page
-            except (JournalError, Overloaded) as cause:
-                self._unread = cause.detail
-            if self._stop.wait(RESTART_S):
-                raise _Stopping
-
-    def _log_until(self, seq: int) -> Iterator[Entry]:
-        after = 0
-        while after < seq:
-            page = self._page(after)
-            yield from (entry for entry in page if entry.seq <= seq)
-            if not page:
-                return
-            after = page[-1].seq
 
     def _sleep(self, trainer: Trainer, sleep: Iterator[int]) -> Optional[Iterator[int]]:
         """Goes on with a sleep until the log grows, somebody waits, or it ends; what is left of it."""
@@ -318,7 +302,7 @@ class Learner:
         while not self._step(steps):
             self._pace.give_way()  # a request is learned whole: half of it can be neither published nor kept
             if time.monotonic() > self._stop_by:
-                raise _Stopping
+                raise Stopping
         with self._activity(sum(1 for entry in batch if entry.kind == "sample" and entry.code is not None)):
             if trainer.memory.evictions > evictions:
                 self._observer.evicted(trainer.memory.evictions - evictions)
@@ -374,12 +358,17 @@ class Learner:
         self._observer.step(seconds)
 
     def _starve(self, cause: str) -> None:
-        """Gives back what the trainer held and waits a while: a death would bring it down for good after the third."""
-        logger.warning("the learner ran out of memory, next try in %.0f s: %s", STARVED_S, cause)
-        self._state, self._unread = "waiting", "memory was out in the middle of a step; what was taught waits in the journal"
-        if not self._restored.done():
-            self._restored.set_result(None)  # serving does not wait for it
-        self._stop.wait(STARVED_S)
+        """Gives back what the trainer held and waits a while: a death would bring it down for good after the third. Not for long while
+        serving still waits for the last checkpoint, or serves without it.
+        """
+        if self._restored.done():
+            wait_s, work = STARVED_S, "in the middle of a step; what was taught waits in the journal"
+        else:
+            wait_s, work = min(STARVED_S, self._starved_s), "while the last checkpoint was read; it is tried again"
+            self._starved_s = 2 * wait_s
+        logger.warning("the learner ran out of memory, next try in %.0f s: %s", wait_s, cause)
+        self._state, self._short = "waiting", f"memory was out {work}"
+        self._stop.wait(wait_s)
 
     def _died(self) -> bool:
         """Counts a death; True when it was one too many."""

@@ -24,8 +24,9 @@ CAUSES = ("power", "temperature", "throttling", "memory", "building")
 
 @dataclass(frozen=True)
 class Limits:
-    """From the configuration; 0 W and 0 degrees: no limit. reserve_bytes: memory that is left to everything else. needs_bytes: what a kind
-    of work takes beyond that while it runs; it begins only when there is as much, and stops when less than the reserve is left.
+    """From the configuration; 0 W: no limit; 0 degrees: what each zone allows by itself. reserve_bytes: memory that is left to everything
+    else. needs_bytes: what a kind of work takes beyond that while it runs; it begins only when there is as much, and stops when less than
+    the reserve is left.
     """
 
     budget_w: float
@@ -36,10 +37,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Senses:
-    """What is asked; each answers at once, with None where nobody knows."""
+    """What is asked; each answers at once, with None where nobody knows. limits_c: by zone, of those that have one."""
 
     power_w: Callable[[], Optional[float]]
     temperatures_c: Callable[[], Mapping[str, Optional[float]]]
+    limits_c: Callable[[], Mapping[str, float]]
     throttled: Callable[[], Mapping[str, Tuple[str, ...]]]
     headroom: Callable[[], Headroom]
     building: Callable[[], Optional[str]]
@@ -102,14 +104,16 @@ class Restraint:
         return Reason("power", f"{power_w:.1f} W are drawn, energy.budget_w is {budget_w:g} W")
 
     def _heat(self, work: str) -> Optional[Reason]:
-        most_c = self._limits.max_temperature_c
-        known = [(value, name) for name, value in self._senses.temperatures_c().items() if value is not None]
-        if not most_c or not known:
+        most_c, own_c = self._limits.max_temperature_c, self._senses.limits_c()
+        zones = ((name, value, most_c or own_c.get(name)) for name, value in self._senses.temperatures_c().items())
+        known = [(value - limit, name, value, limit) for name, value, limit in zones if value is not None and limit is not None]
+        if not known:
             return None
-        hottest_c, name = max(known)
-        if not self._passed(work, "temperature", hottest_c > most_c, hottest_c > most_c - COOLER_C):
+        over_c, name, value, limit = max(known)
+        if not self._passed(work, "temperature", over_c > 0, over_c > -COOLER_C):
             return None
-        return Reason("temperature", f"{name} is at {hottest_c:.0f} °C, energy.max_temperature_c is {most_c:g} °C")
+        allowed = f"energy.max_temperature_c is {limit:g} °C" if most_c else f"{limit:g} °C are allowed there"
+        return Reason("temperature", f"{name} is at {value:.0f} °C, {allowed}")
 
     def _throttling(self, work: str) -> Optional[Reason]:
         found = self._senses.throttled() if work == SLEEP else {}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Optional, Protocol
+from typing import Any, Dict, Optional, Protocol, Tuple
 
 from latentd.learning.gate import Verdict
-from latentd.replay.memory import ReplayMemory
+from latentd.replay.memory import DOUBTED, ReplayMemory
 
 
 class LearnerObserver(Protocol):
@@ -43,7 +43,7 @@ class LearnerStatus:
 
 @dataclass(frozen=True)
 class MemoryStatus:
-    """The replay memory, in samples and bytes; holdout_bytes is kept beside it."""
+    """The replay memory, in samples and bytes; holdout_bytes is kept beside it. doubted: ids whose label looks wrong, ascending."""
 
     slots: int
     used: int
@@ -53,6 +53,7 @@ class MemoryStatus:
     codec: str
     holdout_bytes: int
     classes: Dict[int, int]
+    doubted: Tuple[str, ...] = ()
 
 
 def gate_facts(verdict: Verdict) -> Dict[str, Any]:
@@ -72,5 +73,13 @@ def gate_facts(verdict: Verdict) -> Dict[str, Any]:
 
 def memory_status(memory: ReplayMemory, holdout_bytes: int, codec: str) -> MemoryStatus:
     return MemoryStatus(
-        memory.slots, memory.used, memory.used_bytes, memory.budget_bytes, memory.evictions, codec, holdout_bytes, memory.counts()
+        memory.slots,
+        memory.used,
+        memory.used_bytes,
+        memory.budget_bytes,
+        memory.evictions,
+        codec,
+        holdout_bytes,
+        memory.counts(),
+        memory.ids_of(DOUBTED),
     )

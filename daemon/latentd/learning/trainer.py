@@ -6,24 +6,26 @@ journal after a restart or in process. Owned by the learner thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Dict, Generator, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentd.config import LearnConfig
 from latentd.learning.accuracy import AccuracyReport, Prequential, report
 from latentd.learning.adapted import Adapted
 from latentd.learning.adaptive import AdaptiveHead, TrainedHead
 from latentd.learning.analytic import LinearHead, RidgeSums
+from latentd.learning.floor import Floor
 from latentd.learning.foresight import Foresight
 from latentd.learning.gate import MIN_HOLDOUT, TEMPERATURES, Opinion, Verdict, decide, judge, unless_it_flips
 from latentd.learning.place import Place
 from latentd.learning.snapshot import AdaptedHead, Snapshot
 from latentd.learning.unknown import UnknownReport, refused
 from latentd.replay.latents import LatentCodec
-from latentd.replay.memory import ReplayMemory
-from latentd.replay.records import Entry, seq_of
+from latentd.replay.memory import DOUBTED, ReplayMemory
+from latentd.replay.records import Entry
 
 MIN_TRAIN = 32  # the head is made when this many samples of two classes are there: its normalisation is fixed from them
 NEW_SHARE = (
@@ -42,6 +44,11 @@ class TrainerSettings:
     label_smoothing: float
     seed: int
     unknown_rate: float = 0.0
+    doubt_nats: float = 0.0
+
+    @classmethod
+    def of(cls, learn: LearnConfig) -> TrainerSettings:
+        return cls(**{field.name: getattr(learn, field.name) for field in fields(cls)})
 
 
 class Trainer:
@@ -58,17 +65,27 @@ class Trainer:
         self._codec = codec
         self._width = width
         self._settings = settings
-        self.sums = RidgeSums(width)
-        self.memory = ReplayMemory(str(codec), codec.code_bytes, settings.replay_bytes, settings.seed)
+        self._floor = Floor(codec, width, settings.replay_bytes, settings.seed, settings.doubt_nats)
         self.head: Optional[AdaptiveHead] = None
         self.adapted = adapted
         self.prequential = Prequential()
         self.foresight = Foresight()
         self.version = 0
         self.seq = 0
-        self.evicted: List[str] = []
         self.last_verdict: Optional[Verdict] = None
-        self._holdout: Dict[str, Tuple[int, bytes]] = {}
+
+    @property
+    def sums(self) -> RidgeSums:
+        return self._floor.sums
+
+    @property
+    def memory(self) -> ReplayMemory:
+        return self._floor.memory
+
+    @property
+    def evicted(self) -> List[str]:
+        """Samples that left the replay memory; whoever deals with them clears it."""
+        return self._floor.evicted
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
@@ -87,6 +104,9 @@ class Trainer:
         for entry in batch:
             brings = yield from self._apply(entry)
             fresh += [entry] if brings else []
+        if self._floor.wants_look():
+            yield from self._floor.look()
+            fresh = [entry for entry in fresh if self.memory.standing(entry.sample_id) != DOUBTED]
         if self.foresight.is_due(self.sums):
             yield 0
             self.foresight.renew(self.sums)
@@ -108,7 +128,7 @@ class Trainer:
         """One sleep of the adapted blocks; yields between its steps, where `take` may come in between. Its end makes a new version."""
         assert self.adapted is not None, "nothing sleeps without adapted blocks"
         sleeps = self.adapted.sleeps
-        yield from self.adapted.sleep(self.memory, self._holdout, self.sums.count)
+        yield from self.adapted.sleep(self.memory, self._floor.holdout, self.sums.count)
         self.version += self.adapted.sleeps - sleeps
         self.adapted.set_rivals(self.sums.solve())
 
@@ -120,84 +140,36 @@ class Trainer:
 
     def features(self, codes: Sequence[bytes]) -> NDArray[np.float32]:
         """(B, F) decoded latents."""
-        if not codes:
-            return np.zeros((0, self._width), np.float32)
-        packed = np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(len(codes), -1)
-        return self._codec.decode_features(packed)
+        return self._floor.features(codes)
 
     def _apply(self, entry: Entry) -> Generator[int, None, bool]:
         """Changes sums and memory; returns True when the entry brings a sample to train on."""
         if entry.kind == "forget_class" and entry.class_id is not None:
-            yield from self._forget_class(entry.class_id)
+            self.prequential.forget_class(entry.class_id)
+            self.foresight.forget(entry.class_id)
+            yield from self._floor.forget_class(entry.class_id)
+            self._untrain()
         elif entry.kind == "forget" and entry.was is not None:
-            yield from self._forget(entry, entry.was)
+            yield from self._floor.forget(entry, entry.was)
+            if not entry.holdout:
+                self._untrain()
         elif entry.kind == "relabel" and entry.was is not None and entry.class_id is not None:
             return self._relabel(entry, entry.was, entry.class_id)
         elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
-            if not entry.holdout:
-                self.sums.add(self.features([entry.code]), [entry.class_id])
-            self._keep(entry)
+            self._floor.learn(entry)
             if self.adapted is not None and entry.holdout:
                 self.adapted.hold_out(entry.sample_id, entry.code)
             return not entry.holdout
         return False
 
-    def _keep(self, entry: Entry) -> None:
-        assert entry.class_id is not None and entry.code is not None, "only labelled samples with a latent are kept"
-        if entry.holdout:
-            self._holdout[entry.sample_id] = (entry.class_id, entry.code)
-            return
-        gone = self.memory.admit(entry.sample_id, entry.class_id, entry.code)
-        if gone is not None:
-            self.evicted.append(gone)
-
     def _relabel(self, entry: Entry, was: int, class_id: int) -> bool:
         """Moves a learned sample; the head is shown it under its new label."""
-        if entry.sample_id in self._holdout:
-            self._holdout[entry.sample_id] = (class_id, self._holdout[entry.sample_id][1])
-        if entry.holdout or entry.code is None:
-            return False
-        self.sums.move(self.features([entry.code]), was, class_id)
-        if not self.memory.relabel(entry.sample_id, class_id):
-            self.evicted.append(entry.sample_id)  # given up before; its latent was waiting for this entry
-        elif self.adapted is not None:
-            self.adapted.move(
-                entry.code, was, class_id
-            )  # of the others nobody knows whether the adapted sums hold them; sleep makes them anew
-        return True
-
-    def _drop_kept(self, sample_id: str) -> None:
-        self._holdout.pop(sample_id, None)
-        self.memory.remove(sample_id)
-
-    def _drop_class(self, class_id: int) -> None:
-        self._holdout = {key: value for key, value in self._holdout.items() if value[0] != class_id}
-        self.memory.remove_class(class_id)
-
-    def _forget(self, entry: Entry, was: int) -> Iterator[int]:
-        """Undoes one sample: exactly where its latent is still there, else by learning the rest again."""
-        self._drop_kept(entry.sample_id)
-        if entry.holdout:
-            return
-        if entry.code is not None:
-            self.sums.remove(self.features([entry.code]), [was])
-        else:
-            yield from self._rebuild()
-        self._untrain()
-
-    def _forget_class(self, class_id: int) -> Iterator[int]:
-        """Undoes a class: exactly where all its latents are still there, else by learning the rest again."""
-        whole = self.memory.counts().get(class_id, 0) == self.sums.count_of(class_id)
-        for step, chunk in enumerate(self.memory.all() if whole else ()):
-            yield step
-            chosen = chunk.class_ids == class_id
-            self.sums.remove(self._codec.decode_features(chunk.codes[chosen]), chunk.class_ids[chosen].tolist())
-        self._drop_class(class_id)
-        self.prequential.forget_class(class_id)
-        self.foresight.forget(class_id)
-        if not whole:
-            yield from self._rebuild()
-        self._untrain()
+        known = entry.sample_id in self.memory and self.memory.standing(entry.sample_id) != DOUBTED
+        moved = self._floor.relabel(entry, was, class_id)
+        if moved and known and self.adapted is not None and entry.code is not None:
+            # of the others nobody knows whether the adapted sums hold them; sleep makes them anew
+            self.adapted.move(entry.code, was, class_id)
+        return moved
 
     def _untrain(self) -> None:
         """Drops what was made of all samples together: what one of them did to it can't be taken out again."""
@@ -205,13 +177,6 @@ class Trainer:
         self.foresight.forget()
         if self.adapted is not None:
             self.adapted.forget()
-
-    def _rebuild(self) -> Iterator[int]:
-        """Sums from the replay memory alone: exact as long as nothing was evicted, otherwise without the evicted samples."""
-        self.sums = RidgeSums(self._width)
-        for step, chunk in enumerate(self.memory.all()):
-            yield step
-            self.sums.add(self._codec.decode_features(chunk.codes), chunk.class_ids.tolist())
 
     def _train(self, fresh: Sequence[Entry], first_seq: int) -> Iterator[int]:
         """Latent replay: each new latent about `epochs` times, beside class-balanced replay."""
@@ -257,7 +222,7 @@ class Trainer:
         """
         analytic = _only(self.sums.solve(), names)
         column = {class_id: index for index, class_id in enumerate(analytic.class_ids)}
-        held = {sample_id: item for sample_id, item in self._holdout.items() if item[0] in column}
+        held = {sample_id: item for sample_id, item in self._floor.holdout.items() if item[0] in column}
         columns = np.array([column[class_id] for class_id, _ in held.values()], dtype=np.int64)
         features = self.features([code for _, code in held.values()])
         part, opinion = self._trained_part(names, list(held), features)
@@ -318,8 +283,7 @@ class Trainer:
 
     def state(self) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
         """Arrays and a JSON-able dict that `restore` takes back; the latents of replay memory and hold-out come back from the journal."""
-        arrays: Dict[str, NDArray[Any]] = dict(self.sums.state())
-        arrays["memory.seqs"] = np.array([seq_of(sample_id) for sample_id in self.memory.ids()], dtype=np.int64)
+        arrays, floor = self._floor.state()
         if self.head is not None:
             arrays.update(self.head.state())
         steps = self.head.steps if self.head is not None else 0
@@ -330,40 +294,31 @@ class Trainer:
         more, foresight = self.foresight.state()
         arrays.update(more)
         facts = {
+            **floor,
             "adapted": adapted,
             "foresight": foresight,
             "version": self.version,
             "seq": self.seq,
             "steps": steps,
             "prequential": self.prequential.state(),
-            "memory": self.memory.state(),
         }
         return arrays, facts
 
     def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any], log: Iterable[Entry]) -> None:
-        """Takes back what `state` gave; log: the entries up to the checkpoint, from which memory and hold-out are filled again.
-
-        Samples that had left the memory but whose latents are still stored come out as evicted again: a crash came between.
-        """
-        inside = set(arrays["memory.seqs"].tolist())
-        kept = _survivors(log)
-        self._holdout = {sample_id: (class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if holdout}
-        others = [(sample_id, class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if not holdout]
-        self.evicted += [sample[0] for sample in others if seq_of(sample[0]) not in inside]
-        self.evicted += self.memory.restore(facts["memory"], (sample for sample in others if seq_of(sample[0]) in inside))
-        self.sums.restore(arrays)
+        """Takes back what `state` gave; log: the entries up to the checkpoint."""
+        self._floor.restore(arrays, facts, log)
         if "head.shift" in arrays:
             self.head = self._new_head(np.zeros(self._width, np.float32), np.ones(self._width, np.float32))
             self.head.restore(arrays, facts["steps"])
         if self.adapted is not None and facts["adapted"]:
-            self.adapted.restore(arrays, facts["adapted"], self._holdout)
+            self.adapted.restore(arrays, facts["adapted"], self._floor.holdout)
         self.version, self.seq = int(facts["version"]), int(facts["seq"])
         self.prequential.restore(facts["prequential"])
         if "foresight" in facts:  # a version from before there was one begins with none
             self.foresight.restore(arrays, facts["foresight"])
 
     def holdout_bytes(self) -> int:
-        return sum(len(code) for _, code in self._holdout.values())
+        return self._floor.holdout_bytes()
 
 
 def _codes_and_classes(entries: Sequence[Entry]) -> Tuple[List[bytes], List[int]]:
@@ -377,19 +332,6 @@ def _teaches(entry: Entry) -> bool:
     if entry.kind == "sample":
         return entry.code is not None and entry.class_id is not None
     return entry.kind != "forget" or entry.was is not None
-
-
-def _survivors(log: Iterable[Entry]) -> Dict[str, Tuple[int, bytes, bool]]:
-    """sample id -> (class, code, hold-out) of what is still kept at the end of the log, in the order it came."""
-    kept: Dict[str, Tuple[int, bytes, bool]] = {}
-    for entry in log:
-        if entry.kind == "forget":
-            kept.pop(entry.sample_id, None)
-        elif entry.kind == "forget_class":
-            kept = {sample_id: item for sample_id, item in kept.items() if item[0] != entry.class_id}
-        elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
-            kept[entry.sample_id] = (entry.class_id, entry.code, entry.holdout)
-    return kept
 
 
 def _only(head: LinearHead, names: Mapping[int, str]) -> LinearHead:

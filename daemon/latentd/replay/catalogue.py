@@ -2,24 +2,25 @@
 
 Runs on the journal thread inside its commit groups; nothing here commits. A method validates first and writes after: one that raises a
 LatentdError has written nothing that matters (a BudgetFull may have dropped spent records). What is in memory (classes, sketches) is
-rebuilt from the store by `load`, at start and after a failed commit.
+rebuilt from the store by `load`, at start and after a failed commit; rows that can't be read are set aside then.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.errors import BudgetFull, Conflict, LabelInvalid, SampleNotFound
+from latentd.errors import BudgetFull, Conflict, SampleNotFound
+from latentd.replay.aside import DAMAGE, Aside
 from latentd.replay.class_table import ClassTable
 from latentd.replay.duplicates import DuplicateIndex
+from latentd.replay.key_table import KeyTable
 from latentd.replay.latents import LatentCodec
+from latentd.replay.limits import JournalLimits
 from latentd.replay.log_table import LogTable, Row
 from latentd.replay.records import (
     ChangeRow,
@@ -35,23 +36,10 @@ from latentd.replay.records import (
 )
 from latentd.replay.store import Store
 
-KEY_LIFETIME_S = 24 * 3600.0
-CLOCK_SET_S = 1735689600.0  # 2025-01-01: what is dated before was dated by a clock that was not set yet, and its age is unknown
 PRUNE_AGAIN_S = 60.0  # after a search for spent records that found too little
 _ROW_BYTES = 800  # of a record with its keys and indexes, rounded up
 _PRUNE = 1024
-
-
-@dataclass(frozen=True)
-class JournalLimits:
-    """The rules from the configuration. holdout_every: 0 keeps nothing out; duplicate_cosine above 1 finds exact duplicates only."""
-
-    budget_bytes: int
-    duplicate_cosine: float
-    holdout_every: int
-    holdout_per_class: int
-    max_label_chars: int
-    seed: int = 0
+_PASSED_OVER = 4096  # rows that a page of samples may look at in vain: nobody else is served meanwhile
 
 
 class Catalogue:
@@ -62,8 +50,10 @@ class Catalogue:
 
     def __init__(self, store: Store, codec: LatentCodec, feature_width: int, limits: JournalLimits, clock: Callable[[], float]) -> None:
         self._store = store
-        self._log = LogTable(store)
-        self._classes = ClassTable(store, clock)
+        self._aside = Aside(store)
+        self._log = LogTable(store, self._aside, lambda code: self._index.sketch(self._latent(code)))
+        self._classes = ClassTable(store, clock, self._aside)
+        self._keys = KeyTable(store, clock, self._aside)
         self._codec = codec
         self._limits = limits
         self._clock = clock
@@ -78,38 +68,36 @@ class Catalogue:
     def load(self) -> None:
         """Rebuilds what is in memory from the store."""
         self._classes.load()
-        self.head_seq = int(self._store.get("m/seq") or 0)
+        self.head_seq = self._aside.number("m/seq") or 0
         forgotten: Dict[Optional[int], List[int]] = {}
         for row in self._log.rows():
             self.head_seq = max(self.head_seq, row.seq)
             if isinstance(row, SampleRow):
                 self._remember(row)
+                self._classes.recount(row)
                 if row.state == "forgotten" and (row.kept or row.sha256):
                     forgotten.setdefault(row.class_id, []).append(row.seq)
             elif not row.settled:
                 self._unsettled[row.seq] = [row.target] if row.target is not None else forgotten.get(row.class_id, [])
+        wished = {target for targets in self._unsettled.values() for target in targets}
+        orphans = [target for targets in forgotten.values() for target in targets if target not in wished]
+        if orphans:  # the wish to forget them is a row that was damaged
+            self._unsettled[self.head_seq] = orphans
 
     # --- teaching -----------------------------------------------------------------------------------------------------
 
     def admit(self, batch: Sequence[NewSample], idempotency: Optional[Idempotency]) -> Tuple[SampleRecord, ...]:
         for sample in batch:
             if sample.label is not None:
-                self.check_label(sample.label)
+                self._limits.check_label(sample.label)
         slots = [] if idempotency is None else idempotency.slots
         self._require_budget(sum(len(sample.code) + _ROW_BYTES for sample in batch) + len(json.dumps(slots)))
         first = self.head_seq + 1
         rows = [self._admit_one(sample, first) for sample in batch]
         if idempotency is not None:
-            self._write_key(idempotency, [row.seq for row in rows])
+            self._keys.write(idempotency, [row.seq for row in rows])
         self._write_seq()
         return tuple(self._record(row, 0) for row in rows)
-
-    def check_label(self, label: str) -> None:
-        """Raises LabelInvalid when the label is empty, too long, or holds characters that can't be shown."""
-        if not label.strip() or len(label) > self._limits.max_label_chars:
-            raise LabelInvalid(f"a label has 1 to {self._limits.max_label_chars} characters; this one has {len(label.strip())}")
-        if not label.isprintable() or label != label.strip():
-            raise LabelInvalid("a label may not hold control characters, nor begin or end with spaces")
 
     def _admit_one(self, sample: NewSample, first: int) -> SampleRow:
         self.head_seq += 1
@@ -156,13 +144,13 @@ class Catalogue:
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
-    def relabel(self, sample_id: str, label: str, learned_seq: int) -> SampleRecord:
+    def relabel(self, sample_id: str, label: str, learned_seq: int, again: bool = False) -> SampleRecord:
         row = self._sample_row(sample_id)
-        self.check_label(label)
+        self._limits.check_label(label)
         if not row.kept or row.state not in ("stored", "held"):
             raise Conflict(f"{sample_id} is {row.state}: its latent is stored no more", hint="Teach the image again under the right label.")
         known = self._classes.find(label)
-        if known is None or known.class_id != row.class_id:
+        if again or known is None or known.class_id != row.class_id:
             self._require_budget(_ROW_BYTES)
             was, class_id = row.class_id, self._classes.made(label).class_id
             self._strike(row)
@@ -196,14 +184,14 @@ class Catalogue:
         return record
 
     def put_class(self, name: str, rename_to: Optional[str]) -> Tuple[ClassRecord, bool]:
-        self.check_label(name)
+        self._limits.check_label(name)
         if rename_to is None:
             known = self._classes.find(name)
             if known is not None:
                 return known, False
             self._require_budget(_ROW_BYTES)
             return self._classes.made(name), True
-        self.check_label(rename_to)
+        self._limits.check_label(rename_to)
         record = self._classes.named(name)
         if rename_to == name:
             return record, False
@@ -245,6 +233,7 @@ class Catalogue:
             row.kept, row.sketch, row.sha256 = False, b"", ""
             self._log.write(row)
         self._log.delete_latent(seq)
+        self._log.drop_damaged(seq)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -254,18 +243,26 @@ class Catalogue:
     def page(
         self, after: Optional[str], limit: int, label: Optional[str], state: Optional[str], learned_seq: int
     ) -> Tuple[Tuple[SampleRecord, ...], Optional[str]]:
+        """At most `limit` samples and the next cursor: fewer, or none, where many others lay between."""
         start = 0 if after is None else seq_of(after)
         if start is None:
             raise SampleNotFound(f"{after} is no cursor", hint="Use the `next` of the page before.")
-        records = (self._record(row, learned_seq) for row in self._log.rows(start) if isinstance(row, SampleRow))
-        wanted = (record for record in records if (label is None or record.label == label) and (state is None or record.state == state))
-        found = tuple(itertools.islice(wanted, limit + 1))
-        return found[:limit], found[limit - 1].sample_id if len(found) > limit else None
+        found: List[SampleRecord] = []
+        if label is not None and self._classes.find(label) is None:
+            return (), None
+        for looked, row in enumerate(self._log.rows(start), 1):
+            record = self._record(row, learned_seq) if isinstance(row, SampleRow) else None
+            if record is not None and label in (None, record.label) and state in (None, record.state):
+                if len(found) == limit:
+                    return tuple(found), found[-1].sample_id
+                found.append(record)
+            elif looked - len(found) >= _PASSED_OVER:
+                return tuple(found), sample_id_of(row.seq)
+        return tuple(found), None
 
     def recall(self, key: str, learned_seq: int) -> Optional[Recalled]:
-        data = self._store.get(_key_of(key))
-        body = {} if data is None else json.loads(data)
-        if not body or CLOCK_SET_S <= body["at"] < self._clock() - KEY_LIFETIME_S:
+        body = self._keys.find(key)
+        if body is None:
             return None
         rows = [(seq, self._log.sample(seq)) for seq in body["seqs"]]
         records = (_pruned(seq, body["at"]) if row is None else self._record(row, learned_seq) for seq, row in rows)
@@ -280,17 +277,26 @@ class Catalogue:
     def size_bytes(self) -> int:
         return self._store.size_bytes()
 
+    @property
+    def set_aside(self) -> int:
+        """Damaged rows that lie aside."""
+        return self._aside.count
+
     def put_counters(self, name: str, data: bytes) -> None:
         self._store.put({f"m/counters/{name}": data})
 
     def counters(self, name: str) -> Dict[str, Any]:
-        found: Dict[str, Any] = json.loads(self._store.get(f"m/counters/{name}") or b"{}")
-        return found
+        key = f"m/counters/{name}"
+        data = self._store.get(key) or b"{}"
+        try:
+            return dict(json.loads(data))
+        except DAMAGE as cause:
+            self._aside.take(key, data, cause, "it is counted anew")
+            return {}
 
     def expire_keys(self) -> None:
         """Drops the idempotency keys that are too old to be recalled."""
-        limit = self._clock() - KEY_LIFETIME_S
-        self._store.delete([key for key, value in self._store.scan("k/") if json.loads(value)["at"] < limit])
+        self._keys.expire()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -380,10 +386,6 @@ class Catalogue:
         target = self._log.sample(row.target)
         return target is not None and target.kept
 
-    def _write_key(self, idempotency: Idempotency, seqs: Sequence[int]) -> None:
-        facts = {"body": idempotency.body_sha256, "request_id": idempotency.request_id, "slots": idempotency.slots}
-        self._store.put({_key_of(idempotency.key): json.dumps({**facts, "at": self._clock(), "seqs": seqs}).encode()})
-
     def _write_seq(self) -> None:
         self._store.put({"m/seq": str(self.head_seq).encode()})
 
@@ -391,7 +393,3 @@ class Catalogue:
 def _pruned(seq: int, at: float) -> SampleRecord:
     """What is left to say of a sample whose record had to make room."""
     return SampleRecord(sample_id_of(seq), seq, None, "evicted", at, "")
-
-
-def _key_of(key: str) -> str:
-    return "k/" + hashlib.sha256(key.encode()).hexdigest()

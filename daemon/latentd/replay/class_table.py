@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, Optional, Set, Tuple
 
 from latentd.errors import ClassNotFound
-from latentd.replay.records import ClassRecord
+from latentd.replay.aside import DAMAGE, Aside
+from latentd.replay.records import ClassRecord, SampleRow
 from latentd.replay.store import Store
 
 _NEXT = "m/next_class"
@@ -16,18 +17,37 @@ _NEXT = "m/next_class"
 class ClassTable:
     """Classes by id and by name. A name is there once; an id is never used again, also after its class was forgotten."""
 
-    def __init__(self, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float], aside: Aside) -> None:
         self._store = store
         self._clock = clock
+        self._aside = aside
         self._records: Dict[int, ClassRecord] = {}
         self._names: Dict[str, int] = {}
         self._next_id = 0
+        self._damaged: Set[int] = set()  # classes whose row could not be read, to be counted from the log
 
     def load(self) -> None:
-        for key, value in self._store.scan("c/"):
-            body = json.loads(value)
-            self._remember(ClassRecord(int(key[2:]), body["name"], body["created_at"], body["samples"], body["holdout"], 0))
-        self._next_id = int(self._store.get(_NEXT) or 0)
+        for key, value in list(self._store.scan("c/")):
+            try:
+                body = json.loads(value)
+                self._remember(ClassRecord(int(key[2:]), body["name"], body["created_at"], body["samples"], body["holdout"], 0))
+            except DAMAGE as cause:
+                self._replace(key, value, cause)
+        next_id = self._aside.number(_NEXT)
+        self._next_id = max([next_id or 0, *(class_id + 1 for class_id in self._records)])
+
+    def _replace(self, key: str, value: bytes, cause: Exception) -> None:
+        """A class whose row is damaged keeps its samples, under a name that says so."""
+        number = key[2:]
+        self._aside.take(key, value, cause, f"the class is named {_lost(number)} until it is renamed")
+        if number.isascii() and number.isdigit():
+            self._damaged.add(int(number))
+            self._write(ClassRecord(int(number), _lost(number), self._clock()))
+
+    def recount(self, row: SampleRow) -> None:
+        """Counts a sample of the log, where the count of its class was lost."""
+        if row.class_id in self._damaged and row.state in ("stored", "evicted"):
+            self.count(row.class_id, samples=1, holdout=int(row.holdout))
 
     def records(self) -> Tuple[ClassRecord, ...]:
         """All classes, oldest first."""
@@ -86,6 +106,10 @@ class ClassTable:
         self._remember(record)
         body = {"name": record.name, "created_at": record.created_at, "samples": record.samples, "holdout": record.holdout}
         self._store.put({_key(record.class_id): json.dumps(body).encode()})
+
+
+def _lost(number: str) -> str:
+    return f"class {number} (its name is lost)"
 
 
 def _key(class_id: int) -> str:

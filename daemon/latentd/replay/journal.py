@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from latentd.errors import JournalError, LatentdError, NotReady, Overloaded
-from latentd.replay.catalogue import Catalogue, JournalLimits
+from latentd.replay.catalogue import Catalogue
 from latentd.replay.latents import LatentCodec
+from latentd.replay.limits import JournalLimits
 from latentd.replay.records import ClassRecord, Entry, Idempotency, JournalStatus, NewSample, Recalled, SampleRecord
 from latentd.replay.store import Store
 
@@ -38,7 +39,7 @@ def holds_anything(path: Path) -> bool:
         return False
     store = Store(path)
     try:
-        return int(store.get("m/seq") or 0) > 0
+        return store.get("m/seq") not in (None, b"0")
     finally:
         store.close()
 
@@ -74,6 +75,7 @@ class Journal:
         self._size_bytes = 0
         self._last_fsync_s: Optional[float] = None
         self._failed: Optional[str] = None
+        self._set_aside = 0
         self._closed = False
         self._ended = False
         self._group: Sequence[_Command] = ()  # taken by the thread, not answered yet
@@ -111,11 +113,15 @@ class Journal:
     def samples(
         self, after: Optional[str], limit: int, label: Optional[str] = None, state: Optional[str] = None
     ) -> Future[Tuple[Tuple[SampleRecord, ...], Optional[str]]]:
-        """One page of samples beyond the cursor, oldest first, and the next cursor (None: that was the last)."""
+        """One page of samples beyond the cursor, oldest first, and the next cursor (None: that was the last).
+
+        Where label or state fit few, a page may be short, or empty, and not the last.
+        """
         return self._submit(lambda: self._catalogue.page(after, limit, label, state, self.learned_seq))
 
-    def relabel(self, sample_id: str, label: str) -> Future[SampleRecord]:
-        return self._submit(lambda: self._catalogue.relabel(sample_id, label, self.learned_seq))
+    def relabel(self, sample_id: str, label: str, again: bool = False) -> Future[SampleRecord]:
+        """again: the learner hears of it even where that is the label already."""
+        return self._submit(lambda: self._catalogue.relabel(sample_id, label, self.learned_seq, again))
 
     def forget(self, sample_id: str) -> Future[SampleRecord]:
         return self._submit(lambda: self._catalogue.forget(sample_id, self.learned_seq))
@@ -160,6 +166,7 @@ class Journal:
             self._commands.maxsize,
             self._last_fsync_s,
             self._failed,
+            self._set_aside,
         )
 
     # --- the thread ---------------------------------------------------------------------------------------------------
@@ -259,6 +266,7 @@ class Journal:
         self._samples = self._catalogue.stored
         self._classes = self._catalogue.class_records()
         self._size_bytes = size_bytes
+        self._set_aside = self._catalogue.set_aside
         if grown:
             self.on_append()
 

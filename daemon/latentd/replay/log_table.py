@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import Dict, Iterator, List, Optional, Sequence, Union
+from dataclasses import replace
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Union
 
+from latentd.replay.aside import DAMAGE, Aside
 from latentd.replay.records import ChangeRow, Entry, SampleRow, sample_id_of
 from latentd.replay.store import Store
 
@@ -13,10 +15,14 @@ _PAGE = 512
 
 
 class LogTable:
-    """Rows as values. Writes are queued for the store's next commit, and seen by reads at once."""
+    """Rows as values. Writes are queued for the store's next commit, and seen by reads at once.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    A row that can't be read is set aside, and another takes its place, so that the log has no hole that the learner would wait at.
+    """
+
+    def __init__(self, store: Store, aside: Aside, sketch: Callable[[bytes], bytes]) -> None:
+        """sketch: of a latent's code, as duplicates are found by."""
+        self._store, self._aside, self._sketch = store, aside, sketch
 
     # --- rows ---
 
@@ -26,10 +32,38 @@ class LogTable:
         while True:
             page = list(self._store.scan("e/", key, limit=_PAGE))
             for key, value in page:
-                seq = int(key[2:])
-                yield SampleRow.from_bytes(seq, value[1:]) if value[:1] == b"S" else ChangeRow.from_bytes(seq, value[1:])
+                row = self._read(key, value)
+                if row is not None:
+                    yield row
             if len(page) < _PAGE:
                 return
+
+    def _read(self, key: str, value: bytes) -> Optional[Row]:
+        digits = key[2:]
+        try:
+            seq = int(digits)
+            return SampleRow.from_bytes(seq, value[1:]) if value[:1] == b"S" else ChangeRow.from_bytes(seq, value[1:])
+        except DAMAGE as cause:
+            if not digits.isdigit():
+                self._aside.take(key, value, cause, "nobody knows what it was")
+                return None
+            row = self._stand_in(int(digits), value[:1])
+            lost = "a correction, a new name or a wish to forget is lost"
+            self._aside.take(key, value, cause, _unlabelled(row) if isinstance(row, SampleRow) else lost)
+            self.write(row)
+            return row
+
+    def _stand_in(self, seq: int, mark: bytes) -> Row:
+        """For a damaged row: a change that changes nothing, or a sample that waits for a label, if its latent is there."""
+        if mark == b"C":
+            return ChangeRow(seq, "damaged", None, None, None, 0.0, settled=True)
+        code = self.latent(seq)
+        row = SampleRow(seq, seq, None, None, 0.0, "", b"", "evicted", kept=False)
+        return row if code is None else replace(row, sketch=self._sketch(code), state="held", kept=True)
+
+    def drop_damaged(self, seq: int) -> None:
+        """Forgets the bytes of a row that was set aside."""
+        self._aside.drop(_entry_key(seq))
 
     def sample(self, seq: Optional[int]) -> Optional[SampleRow]:
         data = None if seq is None else self._store.get(_entry_key(seq))
@@ -65,11 +99,12 @@ class LogTable:
 
     def image_owner(self, class_id: int, sha256: str) -> Optional[int]:
         owner = self._store.get(_image_key(class_id, sha256))
-        return None if owner is None else int(owner)
+        row = None if owner is None else self.sample(int(owner))
+        return row.seq if row is not None and row.sha256 == sha256 else None  # a damaged row was replaced by one without an image
 
     def own_image(self, row: SampleRow) -> None:
         """Remembers the image of a row, unless an older row of its class has it."""
-        if row.class_id is not None and self.image_owner(row.class_id, row.sha256) is None:
+        if row.class_id is not None and row.sha256 and self.image_owner(row.class_id, row.sha256) is None:
             self._store.put({_image_key(row.class_id, row.sha256): str(row.seq).encode()})
 
     def disown_image(self, row: SampleRow) -> None:
@@ -99,6 +134,11 @@ class LogTable:
             return Entry(row.seq, row.kind, row.seq, "", row.class_id, row.was, False, None, row.at)
         code = self.latent(target.seq)
         return Entry(row.seq, row.kind, row.seq, sample_id_of(target.seq), row.class_id, row.was, target.holdout, code, row.at)
+
+
+def _unlabelled(row: SampleRow) -> str:
+    sample_id = sample_id_of(row.seq)
+    return f"sample {sample_id} has no label until it is given one" if row.kept else f"sample {sample_id}, whose latent was stored no more"
 
 
 def _entry_key(seq: int) -> str:

@@ -7,7 +7,8 @@ that has its share replaces one of its own with the odds of a reservoir, so that
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
+from collections import deque
+from typing import Any, Deque, Dict, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +22,17 @@ Labels = npt.NDArray[np.int64]
 _ID_BYTES = 16
 _MAX_CLASS = 1 << 31
 _ORDER_BYTES = 8  # the order by class, kept between two draws, is one integer a slot
+PLAIN, DOUBTED, VOUCHED = 0, 1, 2  # what is thought of a sample's label; VOUCHED: somebody said it twice
+_GONE = 4096  # doubted samples given up that are remembered, until their latents are surely off the disk
 
 
 class Chunk(NamedTuple):
-    """Some of the memory: ids of B samples, codes (B, code_bytes), class_ids (B,)."""
+    """Some of the memory: ids of B samples, codes (B, code_bytes), class_ids and standing (B,)."""
 
     ids: Tuple[str, ...]
     codes: Bytes
     class_ids: Labels
+    standing: npt.NDArray[np.int8]
 
 
 class ReplayMemory:
@@ -51,7 +55,8 @@ class ReplayMemory:
         self.budget_bytes = budget_bytes
         self.evictions = 0
         self._rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
-        self._order: Optional[npt.NDArray[np.intp]] = None
+        self._drawable: Optional[Tuple[npt.NDArray[np.intp], Labels]] = None
+        self._gone: Deque[str] = deque(maxlen=_GONE)
         self._changes = 0
         self._samples, self._classes = _tables(0)
         needed = slot_bytes(code_bytes)
@@ -118,13 +123,15 @@ class ReplayMemory:
                 return sample_id
             evicted = self._samples.keys[loser].decode()
             giving = int(self._samples["class_id"][loser])
+            if self._samples["standing"][loser] == DOUBTED:
+                self._gone.append(evicted)
             self._vacate(loser)
             if giving == class_id:
                 gained = 0  # not minus one and plus one: a class would lose its row, and with it what it has seen
             else:
                 self._count(giving, stored=-1, seen=0)
         self._codes[self.used] = np.frombuffer(code, np.uint8)
-        self._samples.insert(self._samples.find(key)[0], key, class_id=class_id, slot=self.used)
+        self._samples.insert(self._samples.find(key)[0], key, class_id=class_id, slot=self.used, standing=PLAIN)
         self._count(class_id, stored=gained, seen=1)
         return evicted
 
@@ -183,7 +190,7 @@ class ReplayMemory:
 
     def _count(self, class_id: int, stored: int, seen: int) -> None:
         """Change the counts of a class; a class without samples has no row."""
-        self._order = None
+        self._drawable = None
         self._changes += 1
         place, known = self._classes.find(class_id)
         if not known:
@@ -193,16 +200,42 @@ class ReplayMemory:
         if self._classes["stored"][place] == 0:
             self._classes.delete(place)
 
+    # --- what is thought of a label ---
+
+    def standing(self, sample_id: str) -> int:
+        """That of a doubted sample outlives its place in the memory for a while; PLAIN for any other that is not stored."""
+        place, found = self._samples.find(_key(sample_id))
+        if found:
+            return int(self._samples["standing"][place])
+        return DOUBTED if sample_id in self._gone else PLAIN
+
+    def judge(self, sample_id: str, standing: int) -> None:
+        """Change what is thought of a sample's label; a DOUBTED one is not drawn."""
+        place, found = self._samples.find(_key(sample_id))
+        if found:
+            self._samples["standing"][place] = standing
+            self._drawable = None
+        elif sample_id in self._gone:
+            self._gone.remove(sample_id)
+
+    def ids_of(self, standing: int) -> Tuple[str, ...]:
+        """Those stored, ascending."""
+        return tuple(key.decode() for key in self._samples.keys[self._samples["standing"] == standing].tolist())
+
+    def doubted(self, class_id: int) -> int:
+        """How many stored samples of a class are."""
+        return int(np.count_nonzero((self._samples["class_id"] == class_id) & (self._samples["standing"] == DOUBTED)))
+
     # --- what the learner reads ---
 
-    def draw(self, count: int, rng: np.random.Generator, exclude: Sequence[str] = ()) -> Tuple[Bytes, Labels]:
+    def draw(self, count: int, rng: np.random.Generator) -> Tuple[Bytes, Labels]:
         """A class-balanced replay batch: codes (count, code_bytes) and class ids (count,), ordered by class.
 
         Every class gets count / C places, a random choice of classes one more; inside a class samples are drawn uniformly. A sample comes
-        twice only where its class has fewer samples than places, and then none comes n + 1 times before all came n times.
-        exclude: ids that must not be drawn, stored or not. Empty arrays where nothing can be drawn.
+        twice only where its class has fewer samples than places, and then none comes n + 1 times before all came n times. Doubted samples
+        do not come. Empty arrays where nothing can be drawn.
         """
-        order, sizes = self._by_class(exclude)
+        order, sizes = self._by_class()
         places = np.full(len(sizes), count // max(1, len(sizes)))
         places[rng.permutation(len(sizes))[: count - int(places.sum())]] += 1
         drawn = np.repeat(order, _times_drawn(sizes, places, rng))
@@ -215,6 +248,13 @@ class ReplayMemory:
         if missing:
             raise KeyError(f"not in the replay memory: {', '.join(missing)}")
         return self._gathered(np.array([place for place, _ in places], np.intp))
+
+    def class_of(self, sample_id: str) -> int:
+        """Raises KeyError for an id that is not stored."""
+        place, found = self._samples.find(_key(sample_id))
+        if not found:
+            raise KeyError(f"not in the replay memory: {sample_id}")
+        return int(self._samples["class_id"][place])
 
     def after(self, sample_id: str, count: int) -> Chunk:
         """Up to `count` samples with ids beyond this one ("": from the first), ascending: a walk that changes in between can't break."""
@@ -231,33 +271,31 @@ class ReplayMemory:
 
     def _chunk(self, places: npt.NDArray[np.intp]) -> Chunk:
         ids = tuple(key.decode() for key in self._samples.keys[places].tolist())
-        return Chunk(ids, self._gathered(places), self._samples["class_id"][places].astype(np.int64))
+        class_ids = self._samples["class_id"][places].astype(np.int64)
+        return Chunk(ids, self._gathered(places), class_ids, self._samples["standing"][places].copy())
 
     def _gathered(self, places: npt.NDArray[np.intp]) -> Bytes:
         codes: Bytes = np.take(self._codes, self._samples["slot"][places], axis=0)
         return codes
 
-    def _by_class(self, exclude: Sequence[str]) -> Tuple[npt.NDArray[np.intp], Labels]:
-        """Places ordered by class, and the size of each class that has any, less the excluded ones."""
-        class_ids = self._samples["class_id"]
-        if self._order is None:
+    def _by_class(self) -> Tuple[npt.NDArray[np.intp], Labels]:
+        """Places of what may be drawn, ordered by class, and the size of each class that has any."""
+        if self._drawable is None:
+            class_ids = self._samples["class_id"]
             # Sixteen bits sort several times faster (radix), and hold any class id that a device will see.
             short = self._classes.count > 0 and int(self._classes.keys[-1]) < 1 << 15
-            self._order = np.argsort(class_ids.astype(np.int16) if short else class_ids, kind="stable")
-        found = [place for place, there in (self._samples.find(_key(sample_id)) for sample_id in exclude) if there]
-        if not found:
-            return self._order, self._classes["stored"].astype(np.int64)
-        kept = np.ones(self.used, np.bool_)
-        kept[found] = False
-        order = self._order[kept[self._order]]
-        return order, np.unique(class_ids[order], return_counts=True)[1].astype(np.int64)
+            order = np.argsort(class_ids.astype(np.int16) if short else class_ids, kind="stable")
+            order = order[self._samples["standing"][order] != DOUBTED]
+            self._drawable = order, np.unique(class_ids[order], return_counts=True)[1].astype(np.int64)
+        return self._drawable
 
     # --- over a restart ---
 
     def state(self) -> Dict[str, Any]:
         """What a restart needs besides the samples: JSON-able."""
         seen = {str(class_id): count for class_id, count in self.seen().items()}
-        return {"seen": seen, "evictions": self.evictions, "rng": self._rng.bit_generator.state}
+        standing = {"doubted": self.ids_of(DOUBTED), "vouched": self.ids_of(VOUCHED), "gone": tuple(self._gone)}
+        return {"seen": seen, "evictions": self.evictions, "rng": self._rng.bit_generator.state, **standing}
 
     def restore(self, state: Mapping[str, Any], samples: Iterable[Tuple[str, int, bytes]]) -> Tuple[str, ...]:
         """Fill an empty memory with (id, class, code) in any order, and go on as if there had been no restart.
@@ -268,6 +306,10 @@ class ReplayMemory:
         for place, class_id in enumerate(self._classes.keys.tolist()):
             now = int(self._classes["seen"][place])
             self._classes["seen"][place] = max(now, int(state["seen"].get(str(class_id), 0)))
+        for name, standing in (("doubted", DOUBTED), ("vouched", VOUCHED)):
+            for sample_id in state.get(name, ()):  # an older version doubted nothing
+                self.judge(sample_id, standing)
+        self._gone.extend(state.get("gone", ()))
         self.evictions += int(state["evictions"])
         self._rng.bit_generator.state = state["rng"]
         return tuple(sample_id for sample_id in evicted if sample_id is not None)
@@ -281,7 +323,7 @@ def slot_bytes(code_bytes: int) -> int:
 
 def _tables(slots: int) -> Tuple[SortedTable, SortedTable]:
     """Samples by id, and classes by id."""
-    return SortedTable(slots, f"S{_ID_BYTES}", class_id="i4", slot="i4"), SortedTable(slots, "i4", stored="i4", seen="i8")
+    return SortedTable(slots, f"S{_ID_BYTES}", class_id="i4", slot="i4", standing="i1"), SortedTable(slots, "i4", stored="i4", seen="i8")
 
 
 def _key(sample_id: str) -> bytes:

@@ -57,11 +57,13 @@ class FieldTable:
         self._field_bits = self._values * bits
         self._group_bytes = self._field_bits // math.gcd(self._field_bits, 8)
         self._fields = self._group_bytes * 8 // self._field_bits
+        self._shifts = np.arange(self._fields, dtype="<u8") * np.uint64(self._field_bits)
         fields = np.arange(1 << self._field_bits)
-        tuples = np.stack([levels[(fields >> (place * bits)) & ((1 << bits) - 1)] for place in range(self._values)], axis=1)
+        # (fields, values of a field): what each field stands for
+        self.tuples = np.stack([levels[(fields >> (place * bits)) & ((1 << bits) - 1)] for place in range(self._values)], axis=1)
         self._dtype = levels.dtype
         self._item = np.dtype(_OPAQUE[self._values * levels.dtype.itemsize])
-        self._table = np.ascontiguousarray(tuples).view(self._item).reshape(-1)
+        self._table = np.ascontiguousarray(self.tuples).view(self._item).reshape(-1)
 
     def read(self, packed: Bytes, out: npt.NDArray[np.generic]) -> None:
         """Fill out (R, V), of the levels' type and contiguous, from packed (R, packed_bytes(V, bits))."""
@@ -80,22 +82,23 @@ class FieldTable:
     def _look_up(self, packed: Bytes, out: npt.NDArray[np.generic]) -> None:
         items = out.view(self._item)  # (R, V / values of a field)
         # mode="clip" spares numpy a buffered copy of the result; every field is inside the table.
-        np.take(self._table, self._indices(packed).reshape(items.shape), out=items, mode="clip")
+        np.take(self._table, self.fields(packed).reshape(items.shape), out=items, mode="clip")
 
-    def _indices(self, packed: Bytes) -> npt.NDArray[np.integer]:
+    def fields(self, packed: Bytes) -> npt.NDArray[np.integer]:
         """(R, groups * group_bytes) -> (R, groups, fields): the bytes themselves where a field is a byte, else cut out of the groups."""
-        if self._field_bits == 8:
-            return packed
         R, P = packed.shape
-        grouped = packed.reshape(R, P // self._group_bytes, self._group_bytes)
-        indices = np.empty((R, grouped.shape[1], self._fields), np.intp)
-        for field in range(self._fields):
-            first, shift = divmod(field * self._field_bits, 8)
-            bits = grouped[:, :, first].astype(np.uint32)
-            for byte in range(1, (shift + self._field_bits + 7) // 8):
-                bits |= grouped[:, :, first + byte].astype(np.uint32) << np.uint32(8 * byte)
-            indices[:, :, field] = (bits >> np.uint32(shift)) & np.uint32((1 << self._field_bits) - 1)
-        return indices
+        if self._field_bits == 8:
+            return packed[:, :, None]
+        if self._field_bits == 4:
+            return np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=2)
+        if self._field_bits == 12:
+            low, middle, high = (packed[:, place::3].astype(np.uint16) for place in range(3))
+            return np.stack([low | (middle & np.uint16(15)) << np.uint16(8), middle >> np.uint16(4) | high << np.uint16(4)], axis=2)
+        words = np.zeros((R, P // self._group_bytes, 8), np.uint8)  # a group in each, whatever it takes
+        words[:, :, : self._group_bytes] = packed.reshape(R, P // self._group_bytes, self._group_bytes)
+        cut = words.view("<u8") >> self._shifts
+        cut &= np.uint64((1 << self._field_bits) - 1)
+        return cut.view("<i8")
 
 
 def unpack(packed: Bytes, bits: int, count: int) -> Bytes:

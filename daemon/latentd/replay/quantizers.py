@@ -10,19 +10,20 @@ import numpy as np
 import numpy.typing as npt
 
 from latentd.replay.packing import Bytes, FieldTable, pack, packed_bytes
-from latentd.replay.rotation import Floats, Rotation, lloyd_max
+from latentd.replay.rotation import Floats, Rotation, lloyd_max, random_signs
 
 LIMIT = float(np.finfo(np.float16).max)
 # Decoding works on so many values at a time: one ViT-S latent. Its temporaries then stay in a core's L2 cache.
 _CHUNK_VALUES = 1 << 17
 SCALE = np.dtype("<f2")
+_STRETCHES = 256
 
 
 @dataclass(frozen=True)
 class CodecSpec:
     """What one needs to know, besides the parameters, to read a code: equal specs and parameters read each other's codes.
 
-    name: fp32, fp16, int8 ... int2. kind: float, tensor, token, rotated. tokens, width: N, D of a latent. seed: of the rotation.
+    name: fp32, fp16, int8 ... int2. kind: float or one of codec.KINDS. tokens, width: N, D of a latent. seed: of the rotation.
     """
 
     name: str
@@ -202,6 +203,53 @@ class RotatedCodec(Quantizer):
         self._rotation.inverse(rotated.reshape(-1, D), latents.reshape(-1, D))
         if self.parameters.size:
             latents += self.parameters
+
+
+class ScatteredCodec(Quantizer):
+    """As rotated, but each latent has signs of its own: a stretch of one long row, that begins where the latent's scales say.
+
+    Frames of one video are nearly the same numbers, and under the same rotation they are rounded the same way: what is wrong with one is
+    wrong with all, and with the mean of their class. Under signs of their own their errors are independent, and means and covariances
+    average them away (dither, Roberts 1962; Schuchman 1964). Where the stretch begins is the sum of all FP16 scales as integers, modulo
+    `_STRETCHES`: as good as random for anything but equal latents, and no byte more.
+    """
+
+    _scales = 1
+
+    def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
+        super().__init__(spec, parameters)
+        self._rotation = Rotation(spec.width, spec.seed)
+        row = random_signs(spec.width + _STRETCHES - 1, spec.seed)
+        self._stretches = np.lib.stride_tricks.as_strided(row, (_STRETCHES, spec.width), row.strides * 2, writeable=False)
+        self._levels = lloyd_max(spec.bits)
+        self._table = FieldTable(self._levels.levels, spec.bits)
+
+    def _encode(self, latent: Floats, code: Bytes) -> None:
+        tokens = np.clip(latent, -LIMIT, LIMIT)
+        if self.parameters.size:
+            tokens = np.clip(tokens - self.parameters, -LIMIT, LIMIT)
+        size = np.sqrt(np.mean(np.square(tokens), axis=1, keepdims=True))  # (N, 1), which no rotation changes
+        scale = np.minimum(size, LIMIT).astype(SCALE)
+        rotated = np.empty_like(tokens)
+        self._rotation.transform(tokens * self._signs(scale.reshape(1, -1)), rotated)
+        self._write(code, self._levels.nearest(rotated / divisor(scale)), scale)
+
+    def _decode(self, codes: Bytes, latents: Floats) -> None:
+        N, D = self.spec.tokens, self.spec.width
+        rotated = np.empty_like(latents)
+        self._read_values(codes, self._table, rotated)
+        rotated *= self._read_scales(codes)[0]
+        self._rotation.transform(rotated.reshape(-1, D), latents.reshape(-1, D))
+        tails = np.ascontiguousarray(codes[:, codes.shape[1] - N * SCALE.itemsize :]).view(SCALE)
+        latents *= self._signs(tails)[:, None]
+        if self.parameters.size:
+            latents += self.parameters
+
+    def _signs(self, scales: npt.NDArray[np.float16]) -> Floats:
+        """Of latents with these scales (R, N): (R, D)."""
+        starts = scales.view("<u2").sum(axis=1, dtype=np.int64) % _STRETCHES
+        signs: Floats = self._stretches[starts]
+        return signs
 
 
 def _half(values: Floats, towards: float) -> npt.NDArray[np.float16]:

@@ -13,6 +13,8 @@ from typing import Any, Dict, Optional, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
+from latentd.errors import JournalError
+
 
 @dataclass(frozen=True)
 class NewSample:
@@ -80,9 +82,9 @@ class Recalled:
 class Entry:
     """One entry of the log, as the learner reads it.
 
-    kind: "sample", "relabel", "forget", "forget_class" or "rename". batch: sequence number of the first entry of the same request: what the
-    learner takes as one mini-batch. class_id: the class at that point of the log; was: the class before (relabel, forget; None: was never
-    learned). code: the latent's bytes, None when it is stored no more.
+    kind: "sample", "relabel", "forget", "forget_class", "rename" or "damaged" (a change that can't be read). batch: sequence number of the
+    first entry of the same request: what the learner takes as one mini-batch. class_id: the class at that point of the log; was: the class
+    before (relabel, forget; None: was never learned). code: the latent's bytes, None when it is stored no more.
     """
 
     seq: int
@@ -98,7 +100,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class JournalStatus:
-    """Gauges of the journal. failed: why the last write failed, None when it did not."""
+    """Gauges of the journal. failed: why the last write failed, None when it did not. set_aside: damaged rows that were."""
 
     head_seq: int
     samples: int
@@ -108,6 +110,7 @@ class JournalStatus:
     queue_capacity: int
     last_fsync_s: Optional[float]
     failed: Optional[str]
+    set_aside: int
 
 
 @dataclass
@@ -138,7 +141,7 @@ class SampleRow:
 
     @classmethod
     def from_bytes(cls, seq: int, data: bytes) -> SampleRow:
-        body = json.loads(data)
+        body = _body(data, len(cls.__dataclass_fields__))
         body["sketch"] = bytes.fromhex(body["sketch"])
         return cls(seq=seq, **body)
 
@@ -162,7 +165,21 @@ class ChangeRow:
 
     @classmethod
     def from_bytes(cls, seq: int, data: bytes) -> ChangeRow:
-        return cls(seq=seq, **json.loads(data))
+        return cls(seq=seq, **_body(data, len(cls.__dataclass_fields__)))
+
+
+def _body(data: bytes, known: int) -> Dict[str, Any]:
+    """The fields of a row beside its number. known: how many this version has. Raises JournalError where another had more: such a row is
+    whole, and not to be taken for a damaged one.
+    """
+    body = json.loads(data)
+    if isinstance(body, dict) and len(body) >= known:
+        raise JournalError(
+            f"the journal was written by a newer latentd: a row has the fields {', '.join(body)}",
+            hint="Start that version, or a newer one.",
+        )
+    fields: Dict[str, Any] = body
+    return fields
 
 
 def sample_id_of(seq: int) -> str:

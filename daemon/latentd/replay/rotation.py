@@ -31,22 +31,23 @@ class Rotation:
     def __init__(self, width: int, seed: int) -> None:
         self.width = width
         self.block = width & -width
-        self.signs = _signs(width, seed)  # (D,)
+        self.signs = random_signs(width, seed)  # (D,)
         inner = min(self.block, _MAX_FACTOR)
-        self._inner, self._outer = _hadamard(inner), _hadamard(self.block // inner)  # each symmetric and its own inverse
+        self._inner, self._outer = hadamard(inner), hadamard(self.block // inner)  # each symmetric and its own inverse
 
     def forward(self, tokens: Floats) -> Floats:
         """(T, D) -> (T, D), rotated; norms are kept."""
         rotated = np.empty_like(tokens)
-        self._transform(tokens * self.signs, rotated)
+        self.transform(tokens * self.signs, rotated)
         return rotated
 
     def inverse(self, rotated: Floats, out: Floats) -> None:
         """Turn rotated (T, D) back, into out (T, D), which must be contiguous and not overlap."""
-        self._transform(rotated, out)
+        self.transform(rotated, out)
         np.multiply(out, self.signs, out=out)
 
-    def _transform(self, tokens: Floats, out: Floats) -> None:
+    def transform(self, tokens: Floats, out: Floats) -> None:
+        """The Hadamard transform alone, which is its own inverse: (T, D) into out (T, D), which must be contiguous and not overlap."""
         inner, outer = len(self._inner), len(self._outer)
         np.matmul(tokens.reshape(-1, inner), self._inner, out=out.reshape(-1, inner))
         if outer > 1:
@@ -119,13 +120,14 @@ def _newton_step(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(np.linalg.solve(slope, levels - means))
 
 
-def _signs(width: int, seed: int) -> Floats:
+def random_signs(width: int, seed: int) -> Floats:
+    """(width,) of 1 and -1, the first ones of a longer row too."""
     words = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(-(-width // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:width]
     return 1.0 - 2.0 * bits.astype(np.float32)
 
 
-def _hadamard(size: int) -> Floats:
+def hadamard(size: int) -> Floats:
     """Sylvester's matrix, scaled to be orthogonal."""
     matrix = np.ones((1, 1), np.float32)
     while len(matrix) < size:

@@ -200,7 +200,7 @@ class Batcher:
                 if batch is None:
                     break
                 self._run(batch)
-        except BaseException as death:
+        except BaseException as death:  # the border of the inference thread: whatever kills it, nobody is left waiting and the process ends
             log.critical("an inference thread died", exc_info=death)
             self._die(batch, death)
         finally:

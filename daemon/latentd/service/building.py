@@ -10,12 +10,10 @@ import logging
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Callable, Optional, Tuple
 
 from latentd import headroom
 from latentd.config import Config
-from latentd.energy import battery
 from latentd.energy.ledger import EnergyLedger
 from latentd.energy.meter_thread import MeterThread
 from latentd.engines.choose import Choice, choose
@@ -31,9 +29,9 @@ from latentd.learning.learner import Learner, LearnerSettings
 from latentd.learning.place import Place
 from latentd.learning.restraint import Limits, Restraint, Senses
 from latentd.learning.trainer import Trainer, TrainerSettings
-from latentd.replay.catalogue import JournalLimits
 from latentd.replay.journal import Journal
 from latentd.replay.latents import LatentCodec
+from latentd.replay.limits import JournalLimits
 from latentd.service.batcher import Batcher
 from latentd.service.bodies import PendingBytes
 from latentd.service.memory_plan import MemoryPlan, make_plan
@@ -101,7 +99,7 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
         pending=PendingBytes(max(config.http.max_pending_bytes, config.http.max_body_bytes)),
         temperatures_c=lambda: meters.temperatures_c,
         board=lambda: meters.board,
-        battery_charge=lambda: battery.charge_ratio(Path("/")),
+        battery_charge=lambda: meters.battery_charge,
         memory_plan=plan,
         restrain=lambda newer: restraint.obey(_limits(newer, plan)),
     )
@@ -123,6 +121,7 @@ def _restraint(config: Config, plan: MemoryPlan, ledger: EnergyLedger, meters: M
     senses = Senses(
         power_w=lambda: ledger.power_w,
         temperatures_c=lambda: meters.temperatures_c,
+        limits_c=lambda: meters.limits_c,
         throttled=lambda: meters.board.throttled,
         headroom=headroom.read,
         building=lambda: upgrade.building,
@@ -197,9 +196,7 @@ def _learner(
     until_stop: ExitStack,
 ) -> Learner:
     learn = config.learn
-    training = TrainerSettings(
-        learn.replay_bytes, learn.minibatch, learn.epochs, learn.learning_rate, learn.label_smoothing, learn.seed, learn.unknown_rate
-    )
+    training = TrainerSettings.of(learn)
     adapted = _adapted(config, backbone, spec, codec)
     settings = LearnerSettings(
         config.state_dir / "versions",

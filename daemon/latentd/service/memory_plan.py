@@ -14,6 +14,7 @@ import numpy as np
 
 from latentd.config import BackboneConfig, Config, EngineConfig, LearnConfig
 from latentd.engines.stage import FrozenStage, StageSpec, stage_spec
+from latentd.learning.blocks import widened_bytes
 from latentd.learning.restraint import LEARN, SLEEP
 from latentd.replay.duplicates import SKETCH_BITS
 from latentd.replay.latents import LatentCodec
@@ -91,7 +92,7 @@ def make_plan(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCod
         Part("images that wait", config.engine.queue_images * spec.image_size**2 * 3, "requests", "limit"),
         Part("request bodies", max(config.http.max_pending_bytes, config.http.max_body_bytes), "requests", "limit"),
         Part("decoders", config.engine.decode_threads * config.http.max_pixels * PIXEL_BYTES, "requests", "limit"),
-        Part("solving and saving", 3 * FP64 * max(widths) ** 2, "learning", "counted"),
+        Part("solving and saving", 4 * FP64 * max(widths) ** 2, "learning", "counted"),
     ]
     if adapts:
         parts += _blocks(config, shape, spec, codec)
@@ -120,6 +121,13 @@ def upper_bytes(shape: VitShape, split: int) -> int:
     sizes = canonical_shapes(shape)
     names = (f"blocks.{index}.{name}.weight" for index in range(split, shape.depth) for name in ("qkv", "proj", "fc1", "fc2"))
     return weights_bytes(shape, split, shape.depth) - (FP32 - FP16) * sum(int(np.prod(sizes[name])) for name in names)
+
+
+def room_bytes(shape: VitShape, split: int) -> int:
+    """Of the matrices above the split that training keeps at full width."""
+    sizes = canonical_shapes(shape)
+    names = (f"blocks.{index}.{name}.weight" for index in range(split, shape.depth) for name in ("qkv", "proj", "fc1", "fc2"))
+    return widened_bytes([int(np.prod(sizes[name])) for name in names])
 
 
 def learned_bytes(shape: VitShape, first: int, rank: int) -> int:
@@ -183,6 +191,7 @@ def _blocks(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec
     return [
         Part("blocks that learn", upper_bytes(shape, spec.split) + 2 * learned, "always", "counted"),
         Part("gradients and AdamW", optimizer, "sleeping", "counted"),
+        Part("matrices at full width", room_bytes(shape, spec.split), "sleeping", "counted"),
         Part("activations", int(STEP_OVERHEAD * kept) + refit, "sleeping", "estimate"),
     ]
 

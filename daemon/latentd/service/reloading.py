@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from latentd.config import SECTIONS, Config, as_table
 
@@ -30,12 +30,12 @@ def merge(running: Config, wanted: Config) -> Reload:
     before, after = as_table(running), as_table(wanted)
     changed = [key for key in after if after[key] != before[key]]
     taken = tuple(key for key in changed if key in LIVE)
-    sections: Dict[str, object] = {
+    sections: Dict[str, Any] = {
         name: dataclasses.replace(getattr(running, name), **{key.split(".")[1]: after[key] for key in taken if key.startswith(f"{name}.")})
         for name in SECTIONS
     }
     origins = {**running.origins, **{key: wanted.origins.get(key, "default") for key in LIVE}}
-    merged = dataclasses.replace(running, **sections, origins=origins)  # type: ignore[arg-type]
+    merged = dataclasses.replace(running, **sections, origins=origins)
     return Reload(merged, taken, tuple(key for key in changed if key not in LIVE))
 
 

@@ -112,10 +112,11 @@ class Sample(Shape):
     sha256: str = Field(description="of the encoded image")
     duplicate_of: Optional[str]
     holdout: bool
+    doubted: bool = Field(description="its label looks wrong, and it is not learned from; to teach the same label again vouches for it")
 
 
 class SamplesPage(Shape):
-    samples: List[Sample] = Field(description="newest last")
+    samples: List[Sample] = Field(description="newest last; with a label or a state there may be few or none, and more on the next page")
     next: Optional[str] = Field(description="pass it as ?cursor= for the next page; null at the end")
 
 
@@ -263,6 +264,7 @@ class Memory(Shape):
     codec: str
     holdout_bytes: int = Field(description="latents kept beside it, to measure accuracy")
     classes: Dict[str, int] = Field(description="latents by class")
+    doubted: int = Field(description="latents whose label looks wrong, and that are not learned from")
     plan: Plan
 
 
@@ -273,6 +275,7 @@ class Journal(Shape):
     budget_bytes: int
     last_fsync_s: Optional[float]
     failed: Optional[str]
+    set_aside: int = Field(description="damaged rows that were taken out of the log; what became of each is in the daemon's log")
 
 
 class Queue(Shape):

@@ -117,7 +117,7 @@ async def _bordered(app: ASGIApp, scope: Scope, receive: Receive, answer: _Answe
         await app(inner, receive, answer.send)
     except ClientDisconnect:
         pass  # nobody is left to answer
-    except Exception as error:
+    except Exception as error:  # the border of a request: whatever it is, it is answered as a bug, and the next request is served
         if answer.status != CLIENT_GONE:
             raise
         bug = problems.unexpected(error, scope["request_id"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Container, Dict, Optional
 
 from latentd import headroom
 from latentd.energy import battery
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from latentd.service.parts import Parts
 
 
-def sample(record: SampleRecord) -> Dict[str, Any]:
+def sample(record: SampleRecord, doubted: Container[str]) -> Dict[str, Any]:
+    """doubted: ids of all whose label looks wrong."""
     return {
         "sample_id": record.sample_id,
         "seq": record.seq,
@@ -30,6 +31,7 @@ def sample(record: SampleRecord) -> Dict[str, Any]:
         "sha256": record.sha256,
         "duplicate_of": record.duplicate_of,
         "holdout": record.holdout,
+        "doubted": record.sample_id in doubted,
     }
 
 
@@ -145,6 +147,7 @@ def memory(parts: Parts) -> Dict[str, Any]:
     found = parts.learner.memory()
     view = dataclasses.asdict(found)
     view["classes"] = {names[class_id]: count for class_id, count in view["classes"].items() if class_id in names}
+    view["doubted"] = len(found.doubted)
     used = {"replay memory": found.used_bytes, "hold-out": found.holdout_bytes, "request bodies": parts.pending.held}
     return {**view, "plan": _plan(parts, used)}
 

@@ -1,0 +1,172 @@
+"""The floor and what it is made of: sums, replay memory and hold-out, always in step, and the samples whose label is doubted.
+
+What is doubted stays stored, but in no sum and in no replay, until another look or a person clears it. Everything here is the same
+whenever the same log is learned. Owned by the learner thread; nothing blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentd.learning.analytic import RidgeSums
+from latentd.learning.doubt import Doubts
+from latentd.replay.latents import LatentCodec
+from latentd.replay.memory import DOUBTED, PLAIN, VOUCHED, ReplayMemory
+from latentd.replay.packing import Bytes
+from latentd.replay.records import Entry, seq_of
+
+logger = logging.getLogger(__name__)
+
+LOOK_FIRST = 80  # samples before the first look for doubtful labels
+LOOK_APART = 256  # and between two: at 1,536 features the two solutions of a look take about as long as ten images in the frozen stage
+LOOK_GROWTH = 1.15  # of what was learned between two
+
+
+class Floor:
+    """sums: of everything learned but what is doubted. holdout: sample id -> (class, code). evicted: ids given up since somebody cleared
+    the list.
+    """
+
+    def __init__(self, codec: LatentCodec, width: int, replay_bytes: int, seed: int, doubt_nats: float = 0.0) -> None:
+        """doubt_nats: see Doubts; 0 doubts nothing."""
+        self.sums = RidgeSums(width)
+        self.memory = ReplayMemory(str(codec), codec.code_bytes, replay_bytes, seed)
+        self.holdout: Dict[str, Tuple[int, bytes]] = {}
+        self.evicted: List[str] = []
+        self._codec = codec
+        self._doubts = Doubts(doubt_nats) if doubt_nats else None
+        self._looked_at = 0  # samples learned at the last look
+
+    def features(self, codes: Sequence[bytes]) -> NDArray[np.float32]:
+        """(B, F) decoded latents."""
+        if not codes:
+            return np.zeros((0, self.sums.width), np.float32)
+        return self._decode(np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(len(codes), -1))
+
+    def _decode(self, codes: Bytes) -> NDArray[np.float32]:
+        return self._codec.decode_features(codes)
+
+    # --- one entry of the log at a time -------------------------------------------------------------------------------
+
+    def learn(self, entry: Entry) -> None:
+        """A sample with its first label."""
+        assert entry.class_id is not None and entry.code is not None, "only labelled samples with a latent are learned"
+        if entry.holdout:
+            self.holdout[entry.sample_id] = (entry.class_id, entry.code)
+            return
+        self.sums.add(self.features([entry.code]), [entry.class_id])
+        gone = self.memory.admit(entry.sample_id, entry.class_id, entry.code)
+        if gone is not None:
+            self.evicted.append(gone)
+
+    def relabel(self, entry: Entry, was: int, class_id: int) -> bool:
+        """Moves a sample; True where it was one to learn from. What a person said twice is never doubted."""
+        if entry.sample_id in self.holdout:
+            self.holdout[entry.sample_id] = (class_id, self.holdout[entry.sample_id][1])
+        if entry.holdout or entry.code is None:
+            return False
+        if self.memory.standing(entry.sample_id) == DOUBTED:
+            self.sums.add(self.features([entry.code]), [class_id])
+        else:
+            self.sums.move(self.features([entry.code]), was, class_id)
+        self.memory.judge(entry.sample_id, VOUCHED)
+        if not self.memory.relabel(entry.sample_id, class_id):
+            self.evicted.append(entry.sample_id)  # given up before; its latent was waiting for this entry
+        return True
+
+    def forget(self, entry: Entry, was: int) -> Iterator[int]:
+        """Undoes one sample: exactly where its latent is still there, else by learning the rest again."""
+        doubted = self.memory.standing(entry.sample_id) == DOUBTED
+        self.memory.judge(entry.sample_id, PLAIN)
+        self.holdout.pop(entry.sample_id, None)
+        self.memory.remove(entry.sample_id)
+        if entry.holdout or doubted:
+            return
+        if entry.code is not None:
+            self.sums.remove(self.features([entry.code]), [was])
+        else:
+            yield from self._rebuild()
+
+    def forget_class(self, class_id: int) -> Iterator[int]:
+        """Undoes a class: exactly where all its latents are still there, else by learning the rest again."""
+        whole = self.memory.counts().get(class_id, 0) - self.memory.doubted(class_id) == self.sums.count_of(class_id)
+        for step, chunk in enumerate(self.memory.all() if whole else ()):
+            yield step
+            chosen = (chunk.class_ids == class_id) & (chunk.standing != DOUBTED)
+            self.sums.remove(self._decode(chunk.codes[chosen]), chunk.class_ids[chosen].tolist())
+        self.holdout = {key: value for key, value in self.holdout.items() if value[0] != class_id}
+        self.memory.remove_class(class_id)
+        if not whole:
+            yield from self._rebuild()
+
+    def _rebuild(self) -> Iterator[int]:
+        """Sums from the replay memory alone: exact as long as nothing was evicted, otherwise without the evicted samples."""
+        self.sums = RidgeSums(self.sums.width)
+        for step, chunk in enumerate(self.memory.all()):
+            yield step
+            sure = chunk.standing != DOUBTED
+            self.sums.add(self._decode(chunk.codes[sure]), chunk.class_ids[sure].tolist())
+
+    # --- doubt --------------------------------------------------------------------------------------------------------
+
+    def wants_look(self) -> bool:
+        """Whether enough was learned since the last look for doubtful labels."""
+        if self._doubts is None or len(self.memory.counts()) < 2:
+            return False
+        due = max(self._looked_at + LOOK_APART, LOOK_GROWTH * self._looked_at) if self._looked_at else LOOK_FIRST
+        return self.sums.count >= due
+
+    def look(self) -> Iterator[int]:
+        """Takes out of the sums what is doubted now, and puts back what is no more; yields between its steps."""
+        assert self._doubts is not None, "nothing is looked at by nobody who doubts"
+        before = set(self.memory.ids_of(DOUBTED))
+        self._looked_at = self.sums.count
+        found = yield from self._doubts.look(self.memory, self.sums, self._decode)
+        for ids, standing, change in ((found - before, DOUBTED, self.sums.remove), (before - found, PLAIN, self.sums.add)):
+            for sample_id in sorted(ids):
+                change(self._decode(self.memory.get([sample_id])), [self.memory.class_of(sample_id)])
+                self.memory.judge(sample_id, standing)
+        if found != before:
+            logger.info("%d taught samples look wrongly labelled and are left out: GET /v1/samples?doubted=true shows them", len(found))
+
+    # --- checkpoint ---------------------------------------------------------------------------------------------------
+
+    def state(self) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
+        """Arrays and JSON-able facts that `restore` takes back; the latents of memory and hold-out come back from the journal."""
+        arrays: Dict[str, NDArray[Any]] = dict(self.sums.state())
+        arrays["memory.seqs"] = np.array([seq_of(sample_id) for sample_id in self.memory.ids()], dtype=np.int64)
+        return arrays, {"memory": self.memory.state(), "looked_at": self._looked_at}
+
+    def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any], log: Iterable[Entry]) -> None:
+        """Takes back what `state` gave; log: the entries up to the checkpoint, from which memory and hold-out are filled again.
+
+        Samples that had left the memory but whose latents are still stored come out as evicted again: a crash came between.
+        """
+        inside = set(arrays["memory.seqs"].tolist())
+        kept = _survivors(log)
+        self.holdout = {sample_id: (class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if holdout}
+        others = [(sample_id, class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if not holdout]
+        self.evicted += [sample[0] for sample in others if seq_of(sample[0]) not in inside]
+        self.evicted += self.memory.restore(facts["memory"], (sample for sample in others if seq_of(sample[0]) in inside))
+        self.sums.restore(arrays)
+        self._looked_at = int(facts.get("looked_at", 0))
+
+    def holdout_bytes(self) -> int:
+        return sum(len(code) for _, code in self.holdout.values())
+
+
+def _survivors(log: Iterable[Entry]) -> Dict[str, Tuple[int, bytes, bool]]:
+    """sample id -> (class, code, hold-out) of what is still kept at the end of the log, in the order it came."""
+    kept: Dict[str, Tuple[int, bytes, bool]] = {}
+    for entry in log:
+        if entry.kind == "forget":
+            kept.pop(entry.sample_id, None)
+        elif entry.kind == "forget_class":
+            kept = {sample_id: item for sample_id, item in kept.items() if item[0] != entry.class_id}
+        elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
+            kept[entry.sample_id] = (entry.class_id, entry.code, entry.holdout)
+    return kept
