@@ -15,7 +15,7 @@ from engines.test_export import SHAPES, exported
 from engines.test_half import answers, least_cosine
 from latentd.engines import quantize_cpu
 from latentd.engines.int8 import calibrated
-from latentd.engines.quantize import Taps
+from latentd.engines.quantize import Taps, kept
 from latentd.engines.quantize_cpu import dynamic, static
 from latentd.engines.stage import planar
 from latentd.errors import EngineError
@@ -98,17 +98,19 @@ def float_embedding(quantized: Callable[..., List[Any]]) -> Callable[..., List[A
     """The embedding with the weights as they were before they became int8."""
 
     def nodes(constants: Dict[str, Any], embedding: Any, is_centred: bool) -> List[Any]:
-        kept: List[Any] = []
-        real, quantize_cpu.kept = quantize_cpu.kept, lambda found, linear: (kept.append(linear), real(found, linear))[1]
-        try:
+        seen: List[Any] = []
+
+        def watched(found: Dict[str, Any], linear: Any) -> Dict[str, str]:
+            seen.append(linear)
+            return kept(found, linear)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(quantize_cpu, "kept", watched)
             made = quantized(constants, embedding, is_centred)
-        finally:
-            quantize_cpu.kept = real
-        (linear,) = kept
+        (linear,) = seen
         *before, product, added = made
         constants["embedding/exact"] = linear.weight
-        shift = np.float32(constants["embedding/zero"])
-        constants["embedding/shift"] = np.array(shift, np.float32)
+        constants["embedding/shift"] = constants["embedding/zero"].astype(np.float32)
         return [
             *before,
             onnx.helper.make_node("Cast", ["embedding/quantized"], ["embedding/cast"], name="embedding/Cast", to=onnx.TensorProto.FLOAT),
