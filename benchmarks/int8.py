@@ -5,7 +5,8 @@ round was. "features" is what serves; the INT8 graph then computes of the last b
 "tokens" asks both for all of it: the same work. Accuracy: the streaming ridge head on ELPV (splits of the seeds given; 100 and up are for
 choosing) and on the Objects-50 sessions held out (validation 5 and 9, or the test with --test), learned and asked in INT8, and learned in
 float and asked in INT8, as happens when a running daemon changes over. Costs are paired, with the standard error over splits or videos.
-Latents are cached in the cache folder. Writes a JSON.
+What the bound engine.int8_min_cosine means in points is asked of random errors of that size, on Objects-50. Latents are cached in the cache
+folder. Writes a JSON.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from latentd.vision import checkpoints, images
 from latentd.vision.probe import probe_images
 
 FLOAT = "float"
+COSINES = (0.9995, 0.999, 0.998, 0.995, 0.99)  # of class tokens with what they should be: what do errors of that size cost?
+DRAWS = 5
 Features = NDArray[np.float32]
 console = Console()
 
@@ -156,8 +159,29 @@ def _objects(settings: config.Config, stages: Dict[str, FrozenStage], frames: in
         found: NDArray[np.float64] = right.reshape(-1, frames).mean(axis=1)  # (videos,): frames of one are no independent questions
         return found
 
+    def asked_askew(cosine: float) -> NDArray[np.float64]:
+        """What random errors of this size cost each video, over DRAWS draws."""
+        taught, (features, truth) = of(latents[FLOAT], learned_in), of(latents[FLOAT], asked_in)
+        draws = [_right(*taught, turned(features, width, cosine, draw), truth) for draw in range(DRAWS)]
+        found: NDArray[np.float64] = np.mean(draws, axis=0).reshape(-1, frames).mean(axis=1)
+        return found
+
+    width = stages[FLOAT].spec.width
+    whole = rights(latents[FLOAT], latents[FLOAT])
+    of_cosine = {str(cosine): _paired(whole - asked_askew(cosine)) for cosine in COSINES}
     images = len(every) * len(asked_in) * frames
-    return {"asked": list(asked_in), "frames": frames, "images": images, **_compared(latents, rights)}
+    compared = _compared(latents, rights)
+    return {"asked": list(asked_in), "frames": frames, "images": images, **compared, "cost_points_of_a_cosine": of_cosine}
+
+
+def turned(features: Features, width: int, cosine: float, seed: int) -> Features:
+    """Every class token (width values) turned in a random direction until it has this cosine with itself."""
+    tokens = features.reshape(-1, width)
+    noise = np.random.default_rng(seed).normal(size=tokens.shape).astype(np.float32)
+    noise -= (noise * tokens).sum(1, keepdims=True) / (tokens * tokens).sum(1, keepdims=True) * tokens
+    noise *= np.linalg.norm(tokens, axis=1, keepdims=True) / np.linalg.norm(noise, axis=1, keepdims=True)
+    askew: Features = np.float32(cosine) * tokens + np.float32((1 - cosine**2) ** 0.5) * noise
+    return askew.reshape(features.shape)
 
 
 def _chosen(values: Any, frames: int) -> Any:
@@ -171,8 +195,7 @@ def _compared(latents: Dict[str, Features], rights: Callable[[Features, Features
     whole = rights(latents[FLOAT], latents[FLOAT])
 
     def cost(learned: str, asked: str) -> Tuple[float, float]:
-        lost = 100.0 * (whole - rights(latents[learned], latents[asked]))
-        return float(lost.mean()), float(lost.std(ddof=1) / len(lost) ** 0.5)
+        return _paired(whole - rights(latents[learned], latents[asked]))
 
     costs = {
         spelling: {
@@ -183,6 +206,11 @@ def _compared(latents: Dict[str, Features], rights: Callable[[Features, Features
         for spelling in SPELLINGS
     }
     return {"float": 100.0 * float(whole.mean()), "cost_points": costs}
+
+
+def _paired(lost: NDArray[np.float64]) -> Tuple[float, float]:
+    """Mean and its standard error, in points, of the shares lost in each group."""
+    return 100.0 * float(lost.mean()), 100.0 * float(lost.std(ddof=1) / len(lost) ** 0.5)
 
 
 def _right(learned: Features, classes: NDArray[np.int64], asked: Features, truth: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -19,6 +19,7 @@ from latentd import config
 from latentd.engines.choose import choose
 from latentd.engines.stage import Encoded, FrozenStage, StageSpec, stage_spec
 from latentd.vision import checkpoints
+from latentd.vision.drawn import DRAWN_VERSION, drawn_images
 from latentd.vision.vit import Vit
 
 _BATCH = 8
@@ -55,6 +56,24 @@ def tokens(settings: config.Config, split: int, stream: objects50.Stream = objec
             _compute(every, stream, split)
     found: NDArray[np.float16] = np.load(path, mmap_mode="r")
     return found
+
+
+def drawn(settings: config.Config) -> NDArray[np.float32]:
+    """(n, m*D) features of the images on which the daemon calibrates the scattered kind."""
+    spec = _spec(settings, None)
+    key = hashlib.sha256(repr((spec, DRAWN_VERSION)).encode()).hexdigest()[:16]
+    path = settings.cache_dir / "datasets" / f"drawn-features-{key}.npy"
+    if not path.exists():
+        whole = dataclasses.replace(settings, backbone=dataclasses.replace(settings.backbone, split=0))
+        stage = choose(whole, checkpoints.find(settings.cache_dir, settings.backbone.name)).stage
+        images = drawn_images(spec.image_size)
+        found = np.concatenate([stage.encode(images[start : start + _BATCH]).features for start in range(0, len(images), _BATCH)])
+        stage.close()
+        store = _Store(path, np.float32, found.shape[1:], (len(found),))
+        store.flat[:] = found
+        store.finish()
+    known: NDArray[np.float32] = np.load(path)
+    return known
 
 
 def _go_on(settings: config.Config, stream: objects50.Stream, first: int, split: int, path: Path) -> None:

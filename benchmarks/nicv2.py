@@ -82,7 +82,7 @@ def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument("--choose", action="store_true", help="try the settings of each method instead; asks the validation sessions")
     parser.add_argument("--codecs", action="store_true", help="accuracy against bits")
     parser.add_argument("--kinds", nargs="+", choices=nicv2_codecs.KINDS, default=nicv2_codecs.KINDS, help="rows of --codecs besides fp32")
-    parser.add_argument("--closed-form", action="store_true", help="--codecs with the floor alone: minutes instead of hours")
+    parser.add_argument("--closed-form", action="store_true", help="--codecs or --stress with the floor alone: minutes instead of hours")
     parser.add_argument("--stress", action="store_true", help="label noise, imbalance, long absence, unknown classes, order")
     parser.add_argument("--test-sessions", action="store_true", help="let --codecs and --stress ask the test sessions")
     parser.add_argument("--quick", action="store_true", help=f"{streams.QUICK_FRAMES} frames a video and order 0: a trial of the program")
@@ -91,8 +91,8 @@ def _arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     found = parser.parse_args(argv)
     if (found.core50 is None) != (found.filelists is None):
         parser.error("--core50 and --filelists belong together")
-    if found.closed_form and not found.codecs:
-        parser.error("--closed-form says which head --codecs teaches")
+    if found.closed_form and not (found.codecs or found.stress):
+        parser.error("--closed-form says which head --codecs and --stress teach")
     extra = found.codecs or found.stress
     found.validation = found.validation or found.choose or (extra and not found.test_sessions)
     if extra and found.methods and found.validation and not found.test_sessions:
@@ -166,7 +166,9 @@ def _codec_call(arguments: argparse.Namespace, case: nicv2_codecs.Case, order: i
 
 
 def _stress_call(arguments: argparse.Namespace, name: str, protocol: int, order: int) -> Call:
-    return Call(f"{name}, {protocol}, order {order}", nicv2_stress.run, (name, order, protocol, arguments.validation))
+    return Call(
+        f"{name}, {protocol}, order {order}", nicv2_stress.run, (name, order, protocol, arguments.validation, arguments.closed_form)
+    )
 
 
 def _perform(calls: Sequence[Call], source: streams.Source, settings: config.Config, workers: int) -> List[Dict[str, Any]]:

@@ -66,30 +66,33 @@ def slot_bytes(codec: LatentCodec) -> int:
 
 
 def features_codec(tokens: int, width: int, seed: int, calibration: Optional[np.ndarray[Any, np.dtype[np.float32]]] = None) -> MakeCodec:
-    """Codecs for class tokens (tokens, width). calibration: (M, tokens, width); stand-ins give codes of the same length."""
+    """Codecs for class tokens (tokens, width). calibration: (M, tokens, width), for kinds that are calibrated; without it, stand-ins give
+    codes of the same length.
+    """
     known = np.zeros((2, tokens, width), np.float32) if calibration is None else calibration
     if calibration is None:
         known[0, 0, 0] = 1.0
 
     def make(name: str, kind: str) -> LatentCodec:
         return make_latent_codec(
-            name, kind, (tokens, width), seed=seed, parameters=lambda spec: calibrated(spec, known if spec.kind == "tensor" else None)
+            name, kind, (tokens, width), seed=seed, parameters=lambda spec: calibrated(spec, None if spec.kind == "rotated" else known)
         )
 
     return make
 
 
 def run(case: Case, order: int, protocol: int, validation: bool, closed_form: bool, source: Source, settings: Config) -> Dict[str, Any]:
-    """latentd's head over one order with this codec; the tensor kind's range comes from batch 0. Percent of all questions.
+    """latentd's head over one order with this codec: percent of all questions. The tensor kind's range comes from batch 0, the scattered
+    kind's mean from drawn images.
 
     closed_form: the floor alone, which is a hundred times faster and sees no replay memory: every latent that was taught is in its sums.
     """
     torch.set_num_threads(1)
     course = source.course(protocol, order, validation)
     tokens, width = source.tokens, course.features.shape[1]
-    first = np.ascontiguousarray(course.features[course.batches[0]]).reshape(-1, tokens, width // tokens)
+    seen = source.drawn(settings) if case.kind == "scattered" else np.ascontiguousarray(course.features[course.batches[0]])
     kind = "token" if case.kind == "float" else case.kind
-    codec = features_codec(tokens, width // tokens, settings.learn.seed, first)(case.name, kind)
+    codec = features_codec(tokens, width // tokens, settings.learn.seed, seen.reshape(-1, tokens, width // tokens))(case.name, kind)
     learn = dataclasses.replace(settings.learn, replay_bytes=case.replay_bytes)
     method = Latentd(len(source.classes), learn, width, tokens, codec, floor_only=closed_form)
     with LearningEnergy(settings.energy) as energy:

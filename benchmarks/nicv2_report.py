@@ -22,7 +22,7 @@ def markdown(result: Dict[str, Any]) -> str:
     if result.get("codecs"):
         parts.append(_codecs(result["codecs"], "latentd's closed-form head" if result.get("closed_form") else "latentd's head"))
     if result.get("stress"):
-        parts.append(_stress(result["stress"]))
+        parts.append(_stress(result["stress"], "closed-form head" if result.get("closed_form") else "head"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -88,11 +88,13 @@ def _codecs(codecs: Sequence[Dict[str, Any]], head_name: str) -> str:
     return f"## Latents in few bits, {head_name}\n\n" + _table(head, rows)
 
 
-def _stress(stress: Sequence[Dict[str, Any]]) -> str:
+def _stress(stress: Sequence[Dict[str, Any]], head: str) -> str:
     rows = [
         [row["name"], str(row["protocol"]), key.replace("_", " "), _pm(figure)] for row in stress for key, figure in row["figures"].items()
     ]
-    return "## Learning you can trust, latentd's head\n\n" + _table(["stress", "batches", "figure", "mean ± deviation over orders"], rows)
+    return f"## Learning you can trust, latentd's {head}\n\n" + _table(
+        ["stress", "batches", "figure", "mean ± deviation over orders"], rows
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

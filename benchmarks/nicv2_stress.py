@@ -96,16 +96,17 @@ def auroc(known: NDArray[np.float64], unknown: NDArray[np.float64]) -> float:
     return float(100 * (below + 0.5 * ties).sum() / (len(known) * len(unknown)))
 
 
-def run(name: str, order: int, protocol: int, validation: bool, source: Source, settings: Config) -> Dict[str, Any]:
-    """One stress over one order; figures in percent."""
+def run(name: str, order: int, protocol: int, validation: bool, closed_form: bool, source: Source, settings: Config) -> Dict[str, Any]:
+    """One stress over one order; figures in percent. closed_form: the floor alone, a hundred times faster."""
     torch.set_num_threads(1)
     chosen = late_source(source) if name == LATE else source
-    return _STRESSES[name](chosen.course(protocol, order, validation), order, source, settings)
+    learn = replace(settings.learn, epochs=0.0) if closed_form else settings.learn
+    return _STRESSES[name](chosen.course(protocol, order, validation), order, source, replace(settings, learn=learn))
 
 
 def _learned(course: Course, order: int, source: Source, settings: Config, asked_after: Sequence[int] = ()) -> Tuple[Latentd, Answers]:
     setting = setting_of(source, course, order, settings)
-    method = Latentd(setting.classes, setting.learn, setting.width, setting.tokens)
+    method = Latentd(setting.classes, setting.learn, setting.width, setting.tokens, floor_only=not setting.learn.epochs)
     with LearningEnergy(settings.energy) as energy:
         answers, _ = teach(method, course, setting.classes, energy, asked_after)
     return method, answers

@@ -34,8 +34,7 @@ from latentd.engines.choose import choose
 from latentd.engines.stage import FrozenStage
 from latentd.learning import price
 from latentd.learning.analytic import RidgeSums
-from latentd.learning.pruning import Lesson, Outcome, Step, Wish, ask, prune
-from latentd.learning.redundancy import SCORES
+from latentd.learning.pruning import SCORES, Lesson, Outcome, Step, Wish, ask, prune
 from latentd.vision import checkpoints
 from latentd.vision import prune as surgery
 from latentd.vision.images import ImageLimits, decode
@@ -221,7 +220,9 @@ def _objects50(settings: config.Config, images: int) -> Exam:
         (objects50.TEST_SESSIONS, objects50.FRAMES),
     )
     videos = (len(objects50.VALIDATION_SESSIONS) * len(frames), len(objects50.TEST_SESSIONS) * len(frames))
-    return Exam(*(_videos(frames, sessions, count, settings.backbone.image_size) for sessions, count in parts), videos)
+    size = settings.backbone.image_size
+    shown, taught, validation, test = (_videos(frames, sessions, count, size) for sessions, count in parts)
+    return Exam(shown, taught, validation, test, videos)
 
 
 def _videos(frames: NDArray[np.uint8], sessions: Sequence[int], each: int, size: int) -> Lesson:

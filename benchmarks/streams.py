@@ -62,6 +62,9 @@ class Source(Protocol):
     def held(self, validation: bool) -> Tuple[int, ...]:
         """The sessions that are asked."""
 
+    def drawn(self, settings: Config) -> NDArray[np.float32]:
+        """Features (n, F) of drawn images, for codecs that are calibrated on them."""
+
 
 @dataclass(frozen=True)
 class Objects50:
@@ -100,6 +103,9 @@ class Objects50:
     def held(self, validation: bool) -> Tuple[int, ...]:
         return tuple(objects50.VALIDATION_SESSIONS if validation else objects50.TEST_SESSIONS)
 
+    def drawn(self, settings: Config) -> NDArray[np.float32]:
+        return latents50.drawn(settings)
+
     def places(self, videos: Sequence[orders.Video]) -> Places:
         """Rows of all frames of these videos, in their order."""
         starts = np.array([(thing * len(objects50.SESSIONS) + session - 1) * self.a_video for thing, session in videos], np.int64)
@@ -135,6 +141,9 @@ class Core50:
 
     def held(self, validation: bool) -> Tuple[int, ...]:
         return core50.VALIDATION_SESSIONS if validation else core50.TEST_SESSIONS
+
+    def drawn(self, settings: Config) -> NDArray[np.float32]:
+        return latents50.drawn(settings)
 
 
 def open_objects50(settings: Config, stream: objects50.Stream, quick: bool) -> Objects50:

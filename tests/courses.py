@@ -8,6 +8,7 @@ from typing import List, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
+from latentd.config import Config
 from streams import Course
 
 CLASSES, SESSIONS, A_VIDEO, TOKENS, WIDTH = 6, 5, 20, 2, 32
@@ -49,3 +50,6 @@ class SmallSource:
 
     def held(self, validation: bool) -> Tuple[int, ...]:
         return (5,) if validation else (3,)
+
+    def drawn(self, settings: Config) -> NDArray[np.float32]:
+        return np.random.default_rng(9).standard_normal((4, WIDTH)).astype(np.float32)

@@ -80,11 +80,12 @@ def test_auroc_counts_pairs_in_the_right_order() -> None:
     assert nicv2_stress.auroc(known, unknown) == pytest.approx(100 * pairs)
 
 
+@pytest.mark.parametrize("closed_form", [False, True])
 @pytest.mark.parametrize("name", nicv2_stress.NAMES)
-def test_every_stress_runs_and_gives_figures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stress_runs_and_gives_figures(name: str, closed_form: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nicv2_stress, "AWAY", 2)
     monkeypatch.setattr(nicv2_stress, "NEVER", 2)
-    found = nicv2_stress.run(name, 0, 391, True, SmallSource(), SETTINGS)
+    found = nicv2_stress.run(name, 0, 391, True, closed_form, SmallSource(), SETTINGS)
     assert 50 < found["accuracy"] <= 100
     assert all(0 <= value <= 100 for value in found.values())
     if name == "never taught":

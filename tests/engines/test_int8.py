@@ -12,9 +12,10 @@ import pytest
 
 import tiny
 from engines.conftest import Bench
-from latentd.engines import artefacts, int8, quantize
+from latentd.engines import artefacts, int8, quantize_cpu
 from latentd.engines.choose import Attempt
 from latentd.engines.int8 import Timings
+from latentd.engines.quantize import QUANTIZER_VERSION
 from latentd.errors import EngineError
 
 FAST = {"float": 3.0, "dynamic": 1.0, "static": 2.0}
@@ -88,10 +89,11 @@ def test_one_that_turns_the_features_too_far_is_refused_with_both_numbers(bench:
 def test_the_slower_spelling_serves_where_the_faster_one_is_not_exact_enough(
     bench: Bench, speeds: Dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bad(graph: bytes, taps: Any) -> bytes:
-        return quantize.static(graph, {layer: tap._replace(lows=tap.lows / 50, highs=tap.highs / 50) for layer, tap in taps.items()})
+    def bad(graph: bytes, taps: Any, tokens: bool) -> bytes:
+        narrow = {layer: tap._replace(lows=tap.lows / 50, highs=tap.highs / 50) for layer, tap in taps.items()}
+        return quantize_cpu.static(graph, narrow, tokens)
 
-    monkeypatch.setattr(int8, "SPELLINGS", {"dynamic": bad, "static": quantize.static})
+    monkeypatch.setattr(int8, "SPELLINGS", {"dynamic": bad, "static": quantize_cpu.static})
     assert bench.choose(**INT8).stage.name == "onnxruntime-cpu-int8-static"
 
 
@@ -156,6 +158,25 @@ def test_what_an_image_is_encoded_as_does_not_depend_on_its_neighbours(bench: Be
         assert together.tokens is not None
         assert alone.tokens is not None
         np.testing.assert_allclose(together.tokens[index], alone.tokens[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("split", [0, 2])
+def test_tokens_of_the_last_block_come_from_a_second_graph_that_is_made_when_they_are_asked_for(
+    bench: Bench, speeds: Dict[str, float], split: int
+) -> None:
+    def graphs() -> List[str]:
+        return sorted(path.name.split(".")[1] for path in (bench.folder / "cache" / "onnx").glob("*int8-dynamic*.onnx"))
+
+    stage = bench.choose(**INT8, backbone__split=split).stage
+    before = stage.encode(tiny.pixels(2))
+    first = f"int8-dynamic-{QUANTIZER_VERSION}"
+    assert graphs() == [first]
+    answer = stage.encode(tiny.pixels(2), tokens=True)
+    assert graphs() == ([first] if split else [first, f"int8-dynamic-tokens-{QUANTIZER_VERSION}"])
+    assert answer.tokens is not None
+    assert answer.tokens.shape == (2, stage.spec.tokens, stage.spec.width)
+    np.testing.assert_allclose(answer.features, before.features, atol=0.2)
+    stage.close()
 
 
 def test_its_lanes_are_those_of_the_float_stage(bench: Bench, speeds: Dict[str, float]) -> None:

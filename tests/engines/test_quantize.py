@@ -1,9 +1,9 @@
-"""The quantized graphs: what they say, which operators they hold, and that smoothing alone changes nothing."""
+"""The quantized graphs of TensorRT: what they say, which operators they hold, and that smoothing alone changes nothing."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Dict
 
 import numpy as np
 import onnx
@@ -13,12 +13,11 @@ import tiny
 from engines.test_export import SHAPES, exported
 from engines.test_half import answers, least_cosine
 from latentd.engines.int8 import calibrated
-from latentd.engines.quantize import Tap, dynamic, smoothed, sources, static, tapped, with_casts
+from latentd.engines.quantize import Tap, smoothed, sources, tapped, with_casts
 from latentd.engines.stage import planar
 from latentd.errors import EngineError
 from standin.strict import operators
 
-SPELLINGS: Dict[str, Callable[..., bytes]] = {"dynamic": dynamic, "static": static, "with_casts": with_casts}
 WIDTH = tiny.DINOV2.width
 
 
@@ -32,11 +31,10 @@ def initializers(graph: bytes) -> Dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_it_says_nearly_what_the_whole_graph_says(tmp_path: Path, kind: str, spelling: str) -> None:
+def test_it_says_nearly_what_the_whole_graph_says(tmp_path: Path, kind: str) -> None:
     graph, taps = graph_and_taps(tmp_path, kind)
     pixels = planar(tiny.pixels(3, seed=5))
-    for found, expected in zip(answers(SPELLINGS[spelling](graph, taps), pixels), answers(graph, pixels)):
+    for found, expected in zip(answers(with_casts(graph, taps), pixels), answers(graph, pixels)):
         assert found.dtype == np.float32
         assert found.shape == expected.shape
         assert 0.98 < least_cosine(found, expected, WIDTH) < 0.9999999  # it did lose something: it is quantized
@@ -58,10 +56,9 @@ def sources_weight(graph: bytes, node: str) -> str:
     return str(found.input[1])
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_linear_layer_of_every_block_is_int8_and_the_graph_a_good_deal_smaller(tmp_path: Path, spelling: str) -> None:
+def test_every_linear_layer_of_every_block_is_int8_and_the_graph_a_good_deal_smaller(tmp_path: Path) -> None:
     graph, taps = graph_and_taps(tmp_path)
-    made = SPELLINGS[spelling](graph, taps)
+    made = with_casts(graph, taps)
     assert len(taps) == 4 * 3
     weights = {name: value for name, value in initializers(made).items() if name.endswith("/weight")}
     assert len(weights) == len(taps)
@@ -82,11 +79,6 @@ def test_what_tensorrt_gets_holds_only_operators_that_its_parsers_import(tmp_pat
     zeros = [value for name, value in initializers(with_casts(graph, taps)).items() if "/zero" in name]
     assert zeros  # TensorRT takes symmetric quantization only
     assert not any(each.any() for each in zeros)
-
-
-def test_a_dynamic_graph_is_not_for_tensorrt(tmp_path: Path) -> None:
-    kinds = {node.op_type for node in onnx.load_from_string(dynamic(*graph_and_taps(tmp_path))).graph.node}
-    assert kinds - operators("10.1-GA") == {"DynamicQuantizeMatMul"}
 
 
 def test_calibration_joins_what_every_image_brings(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Dict, List, Optional
 
 import numpy as np
@@ -121,6 +122,9 @@ class FakeSession:
 
     def get_providers(self) -> List[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_inputs(self) -> List[Any]:
+        return [SimpleNamespace(type="tensor(float)")]
 
     def run(self, outputs: List[str], feed: Dict[str, Any], options: Optional[Any] = None) -> List[Any]:
         self.runs.append(options)

@@ -37,7 +37,7 @@ def pruned(wish: Wish, doing: Set[str]) -> pruning.Outcome:
     return pruning.prune(WEIGHTS, MODULE.shape, tiny.SIZE, 2, SHOWN, HELD, wish, watch)
 
 
-@pytest.mark.parametrize("score", ["entropy", "gradient", "leave-one-out"])
+@pytest.mark.parametrize("score", ["residual", "entropy", "gradient", "leave-one-out"])
 def test_half_of_the_heads_go_in_rounds_and_every_block_keeps_one(score: str) -> None:
     doing: Set[str] = set()
     outcome = pruned(Wish(0.5, 100.0, score, rounds=2), doing)
@@ -86,7 +86,7 @@ def test_where_not_even_the_first_step_is_cheap_enough_nothing_goes(monkeypatch:
 
 
 def test_the_same_images_prune_the_same_heads() -> None:
-    one, other = (pruned(Wish(0.34, 100.0, "gradient"), set()) for _ in range(2))
+    one, other = (pruned(Wish(0.34, 100.0, "residual"), set()) for _ in range(2))
     assert one.removed == other.removed
     assert all(np.array_equal(one.best.weights[name], other.best.weights[name]) for name in one.best.weights)
 
@@ -103,6 +103,11 @@ def test_the_least_worth_goes_first(gone: Tuple[Tuple[int, int], ...], count: in
     whole = [[0.3, 0.1], [0.25, 0.9], [0.2, 0.8]]
     scores = [np.array([value for head, value in enumerate(row) if (block, head) not in gone]) for block, row in enumerate(whole)]
     assert pruning.least(scores, tiny.DINOV2, frozenset(gone), count) == expected
+
+
+def test_a_few_of_many_are_spread_over_all() -> None:
+    assert pruning.spread(9, 3).tolist() == [0, 4, 8]
+    assert pruning.spread(3, 9).tolist() == [0, 1, 2]
 
 
 def test_halves_share_out_every_class() -> None:

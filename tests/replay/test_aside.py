@@ -35,7 +35,7 @@ def test_a_damaged_sample_is_held_until_it_gets_a_label_and_the_others_are_as_th
     shelf.reopen()
     (said,) = told(caplog)
     assert "row e/000000000002 of the journal is damaged" in said
-    assert "sample s00000002 has no label" in said
+    assert "sample s00000002 has no label until it is given one" in said
     assert [shelf.catalogue.sample(sample_id, LEARNED) for sample_id in ("s00000001", "s00000003")] == others
     assert (shelf.state("s00000002"), shelf.latents(), shelf.catalogue.set_aside, shelf.catalogue.stored) == ("held", 3, 1, 2)
     assert shelf.store.get("x/e/000000000002") == value
@@ -128,6 +128,15 @@ def test_a_damaged_key_is_recalled_no_more(shelf: Shelf, value: bytes) -> None:
     shelf.reopen()
     shelf.catalogue.expire_keys()
     assert (shelf.catalogue.recall("key", LEARNED), shelf.catalogue.set_aside) == (None, 1)
+
+
+def test_a_row_of_a_newer_version_is_not_taken_for_damaged(shelf: Shelf) -> None:
+    shelf.teach(("cat", 0))
+    whole = shelf.store.get("e/000000000001")
+    assert whole is not None
+    damage(shelf, "e/000000000001", whole[:-1] + b',"certainty":1}')
+    with pytest.raises(JournalError, match=r"newer latentd.*certainty"):
+        shelf.reopen()
 
 
 def test_a_file_that_is_no_journal_of_ours_is_refused_and_not_changed(shelf: Shelf) -> None:

@@ -6,15 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from engines.test_export import exported
 from latentd.config import BackboneConfig, Config, LearnConfig, MemoryConfig
+from latentd.engines.int8 import calibrated
+from latentd.engines.quantize_cpu import static
 from latentd.learning.analytic import RidgeSums
 from latentd.learning.blocks import RankedBlocks, UpperBlocks, parameter_bytes
 from latentd.service import memory_plan
 from latentd.service.memory_plan import CLASSES, DINOV2_SMALL, NX_BYTES, MemoryPlan, Part
-from tiny import DINOV2, vit
+from tiny import DINOV2, pixels, vit
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
 
@@ -59,6 +63,23 @@ def test_a_plan_of_half_precision_has_half_the_weights() -> None:
     assert half["engine: weights"] * 2 == whole["engine: weights"]
 
 
+@pytest.mark.parametrize("split", [2, DINOV2.depth])
+def test_int8_takes_what_its_graph_holds(tmp_path: Path, split: int) -> None:
+    graph = exported(tmp_path, DINOV2, split=split).read_bytes()
+    model = onnx.load_from_string(static(graph, calibrated(graph, pixels(1)), tokens=False))
+    held = sum(onnx.numpy_helper.to_array(each).nbytes for each in model.graph.initializer)
+    assert memory_plan.int8_bytes(DINOV2) == pytest.approx(held, rel=0.1)
+    assert memory_plan.int8_bytes(DINOV2) < 0.4 * memory_plan.weights_bytes(DINOV2, 0, DINOV2.depth)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_int8_on_the_cpu_runs_one_image_a_lane_and_lanes_have_a_session_more(lanes: int) -> None:
+    found = planned(memory_plan.plan_for(Config(), DINOV2_SMALL, "onnxruntime-cpu-int8-static", lanes))
+    whole = planned(memory_plan.plan_for(Config(), DINOV2_SMALL, "onnxruntime-cpu", lanes))
+    assert found["engine: weights"] == memory_plan.int8_bytes(DINOV2_SMALL) * min(lanes, 2)
+    assert found["engine: activations"] * Config().engine.max_batch == whole["engine: activations"] * lanes
+
+
 def test_a_smaller_micro_batch_needs_less_while_it_sleeps() -> None:
     config = Config(backbone=BackboneConfig(split=9))
     needs = [
@@ -77,8 +98,7 @@ def test_of_learning_sleeping_and_building_only_the_largest_counts() -> None:
 
 
 def test_the_defaults_fit_into_a_xavier_nx_even_while_a_plan_is_built() -> None:
-    for config in memory_plan.documented().values():
-        plan = memory_plan.plan_for(config, DINOV2_SMALL, "tensorrt-fp16")
+    for plan in memory_plan.documented().values():
         assert plan.planned_bytes + plan.reserve_bytes < NX_BYTES
 
 
@@ -90,7 +110,5 @@ def test_what_is_left_to_the_system_is_not_latentds() -> None:
 
 
 def test_the_docs_show_the_codes_own_figures() -> None:
-    table = memory_plan.table(
-        {title: memory_plan.plan_for(config, DINOV2_SMALL, "tensorrt-fp16") for title, config in memory_plan.documented().items()}
-    )
+    table = memory_plan.table(memory_plan.documented())
     assert table in DOCS.read_text(encoding="utf-8"), "write memory_plan.table(…) into docs/memory.md"

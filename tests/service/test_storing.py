@@ -71,7 +71,7 @@ def test_every_kind_stores_whole_and_pooled_tokens(tmp_path: Path, kind: str, gr
     matrices = np.random.default_rng(1).standard_normal((2, tokens, SPEC.width), dtype=np.float32)
     codes = codec.encode(np.zeros((2, SPEC.features_width), np.float32), matrices)
     assert np.abs(codec.decode_tokens(codes) - matrices).mean() < (3.0 if kind == "tensor" else 0.3)
-    assert stage.asked == ([True] if kind == "tensor" else [])
+    assert stage.asked == {"tensor": [True], "scattered": [True] * 12}.get(kind, [])
 
 
 @pytest.mark.parametrize("split", [0, 3])
@@ -120,3 +120,22 @@ def test_keys_that_do_not_go_together_are_a_configuration_error(tmp_path: Path, 
 def test_latents_with_tokens_are_of_one_split() -> None:
     assert origin(SPEC, True) != origin(replace(SPEC, split=1), True)
     assert origin(SPEC, False) == origin(replace(SPEC, split=1), False)
+
+
+def test_the_scattered_kind_stores_differences_from_the_mean_of_drawn_images(tmp_path: Path) -> None:
+    config, stage = settings(tmp_path, 0, codec="int4", codec_kind="scattered"), Probed()
+    codec = made(config, stage)
+    drawn = stage.encode(np.zeros((8, SIZE, SIZE, 3), np.uint8)).features  # what it gives for any eight
+    np.testing.assert_allclose(codec.features.parameters.reshape(-1), drawn.mean(axis=0), atol=1e-6)
+    teach(config, codec)
+    again = Probed()
+    assert made(config, again).identity() == codec.identity()
+    assert again.asked == [], "measured once"
+
+
+def test_a_lost_calibration_of_what_was_taught_is_an_error_that_says_so(tmp_path: Path) -> None:
+    config = settings(tmp_path, 0, codec="int4", codec_kind="scattered")
+    teach(config, made(config, Probed()))
+    (config.state_dir / "calibration.safetensors").unlink()
+    with pytest.raises(ConfigError, match="can't be read without its calibration"):
+        made(config, Probed())

@@ -34,7 +34,7 @@ LEAST_IMAGES = 4  # of a class: two to score on, so that one can be fitted and o
 FOLDER = typer.Argument(..., metavar="DIR", help="A folder that holds one folder a class, with images of each.", show_default=False)
 SHARE = typer.Option(0.25, min=0.01, max=0.9, help="Share of the heads to take out.")
 MAX_COST = typer.Option(0.5, min=0.0, max=100.0, help="Percentage points of accuracy on held-out images that this may cost.")
-SCORE = typer.Option("gradient", help="What a head is judged by: entropy, gradient or leave-one-out (slow).")
+SCORE = typer.Option("residual", help="What a head is judged by: residual, entropy, gradient or leave-one-out (slow).")
 NAME = typer.Option(None, help="Name of the pruned backbone.", show_default="<backbone>-pruned-<percent>")
 IMAGES = typer.Option(600, min=8, help="Images to use at most, evenly over the classes.")
 REPAIR = typer.Option(True, "--repair/--no-repair", help="Refit what is left so that it gives what the whole gave.")
@@ -58,8 +58,7 @@ def prune(
     DIR holds what you taught, one folder a class: latentd itself keeps latents only, never images. The pruned backbone is installed beside
     the one it came from, exported, checked, and compared with it.
     """
-    from latentd.learning.pruning import Wish, prune
-    from latentd.learning.redundancy import SCORES
+    from latentd.learning.pruning import SCORES, Wish, prune
     from latentd.vision import checkpoints
 
     if score not in SCORES:

@@ -14,7 +14,8 @@ from typing import Any, Callable, Dict, List, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.engines.quantize import LEAST, MARGIN, Attention, Embedding, Linear, Norm, Reading, Tap, Taps, kept, smooth
+from latentd.engines.quantize import LEAST, MARGIN, Tap, Taps, kept, smooth
+from latentd.engines.reading import Attention, Embedding, Linear, Norm, Reading
 
 _CONTRIB = "com.microsoft"
 _PARTS = ("query", "key", "value")

@@ -14,14 +14,19 @@ from typing import Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optiona
 import numpy as np
 from numpy.typing import NDArray
 
+from latentd.learning import redundancy
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.redundancy import Pixels, Question, Scores, Seen, see, worth
 from latentd.learning.repair import repair
+from latentd.learning.residual import Evidence, alone, cheapest, observe
 from latentd.vision.prune import Head, Pruned, heads_in, without_heads
 from latentd.vision.shape import VitShape
 from latentd.vision.vit import Vit
 
-REPAIR_IMAGES = 256  # more give little, and their tokens must fit into memory twice
+RESIDUAL = "residual"
+SCORES = (RESIDUAL, *redundancy.SCORES)
+REPAIR_IMAGES = 512  # their tokens must fit into memory twice
+OBSERVED_IMAGES = 256  # each counts with all its tokens
 Arrays = Mapping[str, NDArray[np.float32]]
 Watch = Callable[[str, int, int], None]  # what is being done, images done so far, images in all
 
@@ -116,6 +121,7 @@ class _Rounds:
         self.shown, self.held, self.watch = shown, held, watch
         self.whole = Vit.from_weights(weights, shape, image_size)
         self.means: List[NDArray[np.float32]] = []
+        self.evidence: List[Evidence] = []  # of the whole backbone
 
     def run(self, wish: Wish, keep: Keep) -> Outcome:
         total = len(heads_in(self.shape))
@@ -126,12 +132,13 @@ class _Rounds:
         best = Pruned(dict(self.weights), self.shape)
         seen, before = self._ask(vit)
         self.means = seen.means
+        self.evidence = self._observed(vit, seen)
         first: Scores = []
         while len(gone) < wanted:
-            scores = self._worth(vit, wish.score, seen)
-            first = first or scores
             count = min(wanted - len(gone), math.ceil(wanted / wish.rounds))
-            gone = gone | set(least(scores, self.shape, gone, count))
+            scores, chosen = self._chosen(vit, wish.score, seen, gone, count)
+            first = first or scores
+            gone = gone | set(chosen)
             pruned = self._without(gone, wish.repaired)
             vit = Vit.from_weights(pruned.weights, pruned.shape, self.size)
             seen, accuracy = self._ask(vit)
@@ -150,6 +157,20 @@ class _Rounds:
         question = ask(_fitted(shown.features, self.shown.class_ids), self.held.class_ids)
         return shown, 100 * float(question.right(held.features).mean())
 
+    def _chosen(self, vit: Vit, score: str, seen: Seen, gone: FrozenSet[Head], count: int) -> Tuple[Scores, List[Head]]:
+        """What the heads at hand are worth, and which of them go, as the base numbers them."""
+        if score != RESIDUAL:
+            scores = self._worth(vit, score, seen)
+            return scores, least(scores, self.shape, gone, count)
+        evidence = self._observed(vit, seen) if gone else self.evidence
+        left = _left(self.shape, gone)
+        return alone(vit, evidence), [(block, left[block][head]) for block, head in cheapest(vit, evidence, count)]
+
+    def _observed(self, vit: Vit, seen: Seen) -> List[Evidence]:
+        pixels = self.shown.pixels[spread(len(self.shown.pixels), OBSERVED_IMAGES)]
+        head = _fitted(seen.features, self.shown.class_ids)
+        return observe(vit, pixels, self.class_tokens, head, self._counter("scoring heads", len(pixels)))
+
     def _worth(self, vit: Vit, score: str, seen: Seen) -> Scores:
         """Scores of the heads at hand; a head of its own is fitted on one half of the shown images and asked on the other."""
         fitted, asked = halves(self.shown.class_ids)
@@ -163,8 +184,8 @@ class _Rounds:
         if not repaired:
             return cut
         vit = Vit.from_weights(cut.weights, cut.shape, self.size)
-        pixels = self.shown.pixels[:REPAIR_IMAGES]
-        repair(self.whole, vit, pixels, self._counter("repairing", len(pixels)))
+        pixels = self.shown.pixels[spread(len(self.shown.pixels), REPAIR_IMAGES)]
+        repair(self.whole, vit, pixels, [each.stakes for each in self.evidence], self._counter("repairing", len(pixels)))
         refitted = {name: value.numpy() for name, value in vit.state_dict().items() if ".proj." in name or ".fc2." in name}
         return Pruned({**cut.weights, **refitted}, cut.shape)
 
@@ -176,6 +197,11 @@ class _Rounds:
             self.watch(doing, at[0], total)
 
         return count
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of `count` indices, evenly spaced and in order."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def ask(head: LinearHead, class_ids: NDArray[np.int64]) -> Question:

@@ -1,8 +1,8 @@
 """What a codec must be told about latents before it stores the first: measured once, kept beside the journal, never changed.
 
-The per-tensor kind needs the range of the values. It is read off the latents of probe images, because it must be there before the first
-image is taught and may hold nothing of what is taught: that could not be forgotten again. The other kinds need no calibration. Called once
-at start, on the main thread; blocks on the disk and, at the first start, on the frozen stage.
+The per-tensor kind needs the range of the values, read off the latents of probe images, and the scattered kind their mean, from drawn
+images: it must be there before the first image is taught and may hold nothing of what is taught, which could not be forgotten again. The
+other kinds need no calibration. Called once at start, on the main thread; blocks on the disk and, at the first start, on the frozen stage.
 """
 
 from __future__ import annotations

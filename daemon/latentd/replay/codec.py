@@ -7,8 +7,8 @@ Kinds of quantizer, all packed without a wasted bit (8, 7, ... 2 bits a value, t
   rotated  random signs, block Hadamard, Lloyd-Max levels, one FP16 norm a token; less error per bit than the others where a few channels
            are huge, as in every ViT (TurboQuant 2025). Given calibration latents it stores the difference from their mean: no more bytes
            a latent, and less error by the share of the energy that all latents have in common.
-  scattered  rotated under signs of each latent's own, so that what rounding does to many similar latents averages out: at two bits the
-           closed-form head loses a fifth of what it loses with rotated
+  scattered  rotated with signs of each latent's own, so that what rounding does to many similar latents averages out; calibrated like
+           rotated, and in the daemon always: on drawn images
   spatial  for the token matrix of an image: rotated, after a cosine transform over the grid of patches that gives more bits to what
            neighbours have in common; 2 bits a value on average lose about what 3 rotated bits lose
 
@@ -32,8 +32,8 @@ class Codec(Protocol):
     """Latents of one shape (N, D) as codes of one length, and back.
 
     A latent's code does not depend on the others in its batch. parameters: what calibration gave, to be stored with the spec: shape (2,)
-    (low, high) for tensor, (N, D) (the mean latent) for a calibrated rotated codec, (0,) otherwise. code_bytes: exact bytes of one
-    latent, all values packed together, then the scales.
+    (low, high) for tensor, (N, D) (the mean latent) for a rotated or scattered codec that was calibrated, (0,) otherwise. code_bytes: exact
+    bytes of one latent, all values packed together, then the scales.
     """
 
     spec: CodecSpec
@@ -56,6 +56,7 @@ _KINDS: Dict[str, Type[ArrayCodec]] = {
     "spatial": SpatialCodec,
 }
 KINDS = ("tensor", "token", "rotated", "scattered", "spatial")
+_CENTRED = ("rotated", "scattered")
 _SEEDED = ("rotated", "scattered", "spatial")
 _NAMES = ("fp32", "fp16", "int8", "int7", "int6", "int5", "int4", "int3", "int2")
 
@@ -82,7 +83,7 @@ def open_codec(spec: CodecSpec, parameters: Floats) -> Codec:
     """The codec that make_codec once gave, from its stored spec and parameters."""
     if spec.tokens < 1 or spec.width < 1:
         raise ValueError(f"a latent has at least one token and one channel, not {(spec.tokens, spec.width)}")
-    shapes: Dict[str, List[Tuple[int, ...]]] = {"tensor": [(2,)], "rotated": [(0,), (spec.tokens, spec.width)]}
+    shapes: Dict[str, List[Tuple[int, ...]]] = {"tensor": [(2,)], **{kind: [(0,), (spec.tokens, spec.width)] for kind in _CENTRED}}
     fitting = shapes.get(spec.kind, [(0,)])
     if parameters.shape not in fitting:
         raise ValueError(f"the parameters of a {spec.kind} codec have shape {' or '.join(map(str, fitting))}, not {parameters.shape}")
@@ -93,9 +94,10 @@ def calibrated(spec: CodecSpec, latents: Optional[Floats] = None) -> Floats:
     """The parameters of a new codec.
 
     latents: (M, N, D) of the kind to be stored. Needed by kind "tensor" (their least and greatest value is the range), used by "rotated"
-    (their mean is subtracted), ignored by the others. Raises ValueError where they are missing, empty, not finite or constant.
+    and "scattered" (their mean is subtracted), ignored by the others. Raises ValueError where they are missing, empty, not finite or
+    constant.
     """
-    if spec.kind not in ("tensor", "rotated") or (spec.kind == "rotated" and latents is None):
+    if spec.kind not in ("tensor", *_CENTRED) or (spec.kind in _CENTRED and latents is None):
         return np.empty(0, np.float32)
     if latents is None:
         raise ValueError("a codec of kind 'tensor' has no default range: give it calibration latents, or use kind 'token' or 'rotated'")
@@ -104,7 +106,7 @@ def calibrated(spec: CodecSpec, latents: Optional[Floats] = None) -> Floats:
         raise ValueError(
             f"calibration needs at least one finite latent, shape {wanted}; these have shape {latents.shape} or NaN or infinity"
         )
-    if spec.kind == "rotated":
+    if spec.kind in _CENTRED:
         mean: Floats = np.clip(latents.mean(axis=0, dtype=np.float64), -LIMIT, LIMIT).astype(np.float32)
         return mean
     low, high = (float(np.clip(value, -LIMIT, LIMIT)) for value in (latents.min(), latents.max()))

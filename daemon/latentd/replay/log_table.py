@@ -49,7 +49,7 @@ class LogTable:
                 return None
             row = self._stand_in(int(digits), value[:1])
             lost = "a correction, a new name or a wish to forget is lost"
-            self._aside.take(key, value, cause, f"sample {sample_id_of(row.seq)} has no label" if isinstance(row, SampleRow) else lost)
+            self._aside.take(key, value, cause, _unlabelled(row) if isinstance(row, SampleRow) else lost)
             self.write(row)
             return row
 
@@ -134,6 +134,11 @@ class LogTable:
             return Entry(row.seq, row.kind, row.seq, "", row.class_id, row.was, False, None, row.at)
         code = self.latent(target.seq)
         return Entry(row.seq, row.kind, row.seq, sample_id_of(target.seq), row.class_id, row.was, target.holdout, code, row.at)
+
+
+def _unlabelled(row: SampleRow) -> str:
+    sample_id = sample_id_of(row.seq)
+    return f"sample {sample_id} has no label until it is given one" if row.kept else f"sample {sample_id}, whose latent was stored no more"
 
 
 def _entry_key(seq: int) -> str:

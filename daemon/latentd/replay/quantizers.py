@@ -226,6 +226,8 @@ class ScatteredCodec(Quantizer):
 
     def _encode(self, latent: Floats, code: Bytes) -> None:
         tokens = np.clip(latent, -LIMIT, LIMIT)
+        if self.parameters.size:
+            tokens = np.clip(tokens - self.parameters, -LIMIT, LIMIT)
         size = np.sqrt(np.mean(np.square(tokens), axis=1, keepdims=True))  # (N, 1), which no rotation changes
         scale = np.minimum(size, LIMIT).astype(SCALE)
         rotated = np.empty_like(tokens)
@@ -240,6 +242,8 @@ class ScatteredCodec(Quantizer):
         self._rotation.transform(rotated.reshape(-1, D), latents.reshape(-1, D))
         tails = np.ascontiguousarray(codes[:, codes.shape[1] - N * SCALE.itemsize :]).view(SCALE)
         latents *= self._signs(tails)[:, None]
+        if self.parameters.size:
+            latents += self.parameters
 
     def _signs(self, scales: npt.NDArray[np.float16]) -> Floats:
         """Of latents with these scales (R, N): (R, D)."""

@@ -13,6 +13,8 @@ from typing import Any, Dict, Optional, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
+from latentd.errors import JournalError
+
 
 @dataclass(frozen=True)
 class NewSample:
@@ -139,7 +141,7 @@ class SampleRow:
 
     @classmethod
     def from_bytes(cls, seq: int, data: bytes) -> SampleRow:
-        body = json.loads(data)
+        body = _body(data, len(cls.__dataclass_fields__))
         body["sketch"] = bytes.fromhex(body["sketch"])
         return cls(seq=seq, **body)
 
@@ -163,7 +165,21 @@ class ChangeRow:
 
     @classmethod
     def from_bytes(cls, seq: int, data: bytes) -> ChangeRow:
-        return cls(seq=seq, **json.loads(data))
+        return cls(seq=seq, **_body(data, len(cls.__dataclass_fields__)))
+
+
+def _body(data: bytes, known: int) -> Dict[str, Any]:
+    """The fields of a row beside its number. known: how many this version has. Raises JournalError where another had more: such a row is
+    whole, and not to be taken for a damaged one.
+    """
+    body = json.loads(data)
+    if isinstance(body, dict) and len(body) >= known:
+        raise JournalError(
+            f"the journal was written by a newer latentd: a row has the fields {', '.join(body)}",
+            hint="Start that version, or a newer one.",
+        )
+    fields: Dict[str, Any] = body
+    return fields
 
 
 def sample_id_of(seq: int) -> str:

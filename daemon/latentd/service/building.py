@@ -75,7 +75,8 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     calibrates = config.engine.precision == "int8" and bool(choice.pending)
     pipeline = Pipeline(batcher, decode, config.engine.decode_threads, metrics, taught=recent.add if calibrates else None)
     until_stop.callback(pipeline.close)
-    plan = make_plan(config, backbone.shape, spec, codec, engine=(*(pending.name for pending in choice.pending), choice.stage.name)[0])
+    engine = (*(pending.name for pending in choice.pending), choice.stage.name)[0]
+    plan = make_plan(config, backbone.shape, spec, codec, engine=engine, lanes=choice.stage.lanes)
 
     def publish(newer: Choice) -> None:
         parts.choice = newer

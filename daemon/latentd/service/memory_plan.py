@@ -75,15 +75,15 @@ class MemoryPlan:
         return sum(part.planned_bytes for part in self.parts if part.when == when)
 
 
-def make_plan(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec, *, engine: str) -> MemoryPlan:
-    """The plan of this configuration. engine: the name of the one that serves, or shall serve."""
+def make_plan(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec, *, engine: str, lanes: int = 1) -> MemoryPlan:
+    """The plan of this configuration. engine: the name of the one that serves, or shall serve; lanes: its own."""
     adapts = codec.tokens is not None and config.learn.sleep_epochs > 0
     widths = [spec.features_width] + ([(shape.depth - spec.split + 1) * shape.width] if adapts else [])
     on_gpu = engine.startswith("tensorrt") or "cuda" in engine
     parts = [
         Part("program and libraries", PROGRAM_BYTES, "always", "estimate"),
         *([Part("CUDA", CUDA_BYTES, "always", "estimate")] if on_gpu else []),
-        *_engine(config.engine, shape, spec, engine),
+        *_engine(config.engine, shape, spec, engine, lanes),
         Part("replay memory", config.learn.replay_bytes, "always", "limit"),
         Part("hold-out", _holdout(config, codec), "always", "counted"),
         Part("sums", sum(sums_bytes(width) for width in widths), "always", "counted"),
@@ -153,14 +153,25 @@ def backward_bytes(shape: VitShape, index: int, tokens: int, rank: int) -> int:
     return FP32 * tokens * a_token
 
 
-def _engine(engine: EngineConfig, shape: VitShape, spec: StageSpec, name: str) -> List[Part]:
-    """The frozen stage: its weights (half of them in a plan of FP16), and the activations of its largest batch."""
-    halves = 2 if name == "tensorrt-fp16" else 1
+def int8_bytes(shape: VitShape) -> int:
+    """Of the whole stage where the matrices of its blocks are INT8, with a scale a column, and the rest is float32."""
+    sizes = canonical_shapes(shape)
+    names = [f"blocks.{index}.{name}.weight" for index in range(shape.depth) for name in ("qkv", "proj", "fc1", "fc2")]
+    matrices, scales = (sum(count(sizes[name]) for name in names) for count in (np.prod, lambda size: size[0]))
+    return weights_bytes(shape, 0, shape.depth) - int((FP32 - 1) * matrices) + int(FP32 * scales)
+
+
+def _engine(engine: EngineConfig, shape: VitShape, spec: StageSpec, name: str, lanes: int) -> List[Part]:
+    """The frozen stage: its weights (half of them in a plan of FP16, a quarter of the matrices in INT8; twice where ONNX Runtime has a
+    session more for its lanes), and the activations of its largest batch. INT8 on ONNX Runtime takes images one by one, in each lane."""
+    is_int8, is_runtime = "int8" in name, name.startswith("onnxruntime")
+    weights = int8_bytes(shape) if is_int8 else weights_bytes(shape, 0, shape.depth) // (2 if name == "tensorrt-fp16" else 1)
     widest = max(forward_bytes(shape, index, spec.tokens) for index in range(shape.depth))
+    together = min(lanes, engine.max_batch) if is_int8 and is_runtime else engine.max_batch
     workspace = engine.tensorrt_workspace_bytes if name.startswith("tensorrt") else 0
     return [
-        Part("engine: weights", weights_bytes(shape, 0, shape.depth) // halves, "always", "counted"),
-        Part("engine: activations", engine.max_batch * widest + workspace, "always", "estimate"),
+        Part("engine: weights", weights * (2 if is_runtime and lanes > 1 else 1), "always", "counted"),
+        Part("engine: activations", together * widest + workspace, "always", "estimate"),
     ]
 
 
@@ -200,7 +211,7 @@ NX_BYTES = 6996988 << 10  # MemTotal of a Xavier NX with 8 GB
 DINOV2_SMALL = VitShape(width=384, heads=(6,) * 12, mlp_width=(1536,) * 12, patch=14, grid=37, layer_scale=True)  # of the default backbone
 
 
-def plan_for(config: Config, shape: VitShape, engine: str) -> MemoryPlan:
+def plan_for(config: Config, shape: VitShape, engine: str, lanes: int = 1) -> MemoryPlan:
     """The plan of a configuration whose backbone is not at hand."""
     backbone = Backbone(config.backbone.name, Path(), "", shape, "")
     spec = stage_spec(config, backbone)
@@ -208,7 +219,7 @@ def plan_for(config: Config, shape: VitShape, engine: str) -> MemoryPlan:
     def absent() -> FrozenStage:
         raise AssertionError("the codec of this configuration needs no calibration")
 
-    return make_plan(config, shape, spec, latent_codec(config, spec, backbone, absent), engine=engine)
+    return make_plan(config, shape, spec, latent_codec(config, spec, backbone, absent), engine=engine, lanes=lanes)
 
 
 def table(plans: Mapping[str, MemoryPlan]) -> str:
@@ -236,10 +247,11 @@ def _mib(count: int) -> str:
     return f"{count / MIB:.1f}" if count < 10 * MIB else f"{count / MIB:.0f}"
 
 
-def documented() -> Dict[str, Config]:
-    """The configurations of the table in docs/memory.md."""
-    blocks = LearnConfig(codec="int4", codec_kind="rotated")
+def documented() -> Dict[str, MemoryPlan]:
+    """The plans of the table in docs/memory.md."""
+    blocks = Config(backbone=BackboneConfig(split=9), learn=LearnConfig(codec="int4", codec_kind="rotated"))
     return {
-        "defaults: the head learns": Config(),
-        "backbone.split = 9, int4 rotated": Config(backbone=BackboneConfig(split=9), learn=blocks),
+        "defaults: the head learns": plan_for(Config(), DINOV2_SMALL, "tensorrt-fp16"),
+        "backbone.split = 9, int4 rotated": plan_for(blocks, DINOV2_SMALL, "tensorrt-fp16"),
+        "defaults, INT8 on the CPU, one core": plan_for(Config(), DINOV2_SMALL, "onnxruntime-cpu-int8-static"),
     }

@@ -19,7 +19,11 @@ from latentd.replay.codec import CodecSpec, calibrated
 from latentd.replay.journal import holds_anything
 from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
 from latentd.vision.checkpoints import Backbone
+from latentd.vision.drawn import drawn_images
 from latentd.vision.probe import probe_images
+
+_MEASURED = ("tensor", "scattered")
+_AT_ONCE = 8  # images; divides the number of drawn ones, so that a mean of means is a mean
 
 
 def latent_codec(config: Config, spec: StageSpec, backbone: Backbone, stage: Callable[[], FrozenStage]) -> LatentCodec:
@@ -34,7 +38,7 @@ def latent_codec(config: Config, spec: StageSpec, backbone: Backbone, stage: Cal
             pool = TokenPool(1 + backbone.shape.registers, backbone.shape.side(spec.image_size), learn.token_grid)
 
         def parameters(wanted: CodecSpec) -> NDArray[np.float32]:
-            return _kept(config, spec, wanted, pool, stage) if wanted.kind == "tensor" else calibrated(wanted)
+            return _kept(config, spec, wanted, pool, stage) if wanted.kind in _MEASURED else calibrated(wanted)
 
         tokens = (pool.tokens, spec.width) if pool else None
         return make_latent_codec(learn.codec, learn.codec_kind, features, tokens, learn.seed, parameters, pool)
@@ -57,13 +61,20 @@ def origin(spec: StageSpec, with_tokens: bool) -> Dict[str, Any]:
 def _kept(
     config: Config, spec: StageSpec, wanted: CodecSpec, pool: Optional[TokenPool], stage: Callable[[], FrozenStage]
 ) -> NDArray[np.float32]:
-    """The parameters of this state folder, from the latents of probe images at its first start."""
+    """The parameters of this state folder, from the latents of images that nobody taught, at its first start."""
+
+    def latents(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        encoded = stage().encode(pixels, tokens=pool is not None)
+        if pool is not None and encoded.tokens is not None:
+            return pool(encoded.tokens)
+        return encoded.features.reshape(-1, spec.class_tokens, spec.width)
 
     def measured() -> NDArray[np.float32]:
-        encoded = stage().encode(probe_images(spec.image_size), tokens=pool is not None)
-        if pool is not None and encoded.tokens is not None:
-            return calibrated(wanted, pool(encoded.tokens))
-        return calibrated(wanted, encoded.features.reshape(-1, spec.class_tokens, spec.width))
+        if wanted.kind == "tensor":
+            return calibrated(wanted, latents(probe_images(spec.image_size)))
+        drawn = drawn_images(spec.image_size)  # token matrices of all of them would be many megabytes
+        means = [latents(drawn[start : start + _AT_ONCE]).mean(axis=0) for start in range(0, len(drawn), _AT_ONCE)]
+        return calibrated(wanted, np.stack(means))
 
     facts = {**origin(spec, pool is not None), "codec": str(wanted), "shape": [wanted.tokens, wanted.width]}
     taught = holds_anything(config.state_dir / "journal.sqlite")
