@@ -26,6 +26,7 @@ NAMES = {
     "latentd_replay_slots",
     "latentd_replay_used",
     "latentd_replay_bytes",
+    "latentd_replay_doubted",
     "latentd_replay_evictions_total",
     "latentd_version_number",
     "latentd_versions_published_total",

@@ -1,11 +1,12 @@
 """What is lost for good when heads go: the part of their output that the heads beside them cannot say, in units of the answer.
 
 A score like those of `redundancy`, and a way to choose by it: optimal brain surgery (Hassibi & Stork 1993) of whole heads. What the heads
-of a block give is nearly linear in each other, so least squares on what stays (`repair`) brings back much of a head. What that can't bring
-back, times how steeply the answer hangs on it, is what the head costs: with G the second moments of the block's head outputs, S those that
-go, K those that stay, it is the Schur complement G_SS - G_SK G_KK^-1 G_KS, seen through the projection and the slopes of the answer. With
-each head that goes all costs of its block change, so heads are taken one at a time. Two kinds of token are told apart everywhere, the class
-token, which answers, and all others.
+of a block give is nearly linear in each other, so least squares on what stays (`repair`) brings back much of a head. What that can't
+bring back, times how steeply the answer hangs on it, is what the head costs: with G the second moments of the block's head outputs, S
+those that go, K those that stay, it is the Schur complement G_SS - G_SK G_KK^-1 G_KS, seen through the projection and the slopes of the
+answer. With each head that goes all costs of its block change, so heads are taken one at a time. What stays is fitted on one half of the
+images and asked on the other, in turn: late blocks hang on the class token alone, one an image, and as many of those as a head has inputs
+are fitted without error. Two kinds of token are told apart everywhere, the class token, which answers, and all others.
 
 One pass forward and one back over the images; runs on whoever prunes. B images, N tokens, D width, K = H*E head outputs of a block.
 """
@@ -30,7 +31,8 @@ KINDS = (slice(0, 1), slice(1, None))  # of tokens: the class token, all others
 class Evidence(NamedTuple):
     """What one block's heads give and what hangs on it, for each kind of token; means over the images.
 
-    given: (2, K+1, K+1) second moments of the head outputs and a one, summed over the tokens of an image. slopes: (2, D, D) second moments
+    given: (2, 2, K+1, K+1), [half of the images] by [kind]: second moments of the head outputs and a one, summed over the tokens of an
+    image; the two halves add up to the mean over all. slopes: (2, D, D) second moments
     of the answer's slope at the attention output of one token. stakes: (2, 2) mean square of that slope, [after the attention, after the
     block] by [kind]. Everything is in standard deviations of the token, because a LayerNorm reads it.
     """
@@ -59,7 +61,7 @@ def observe(vit: Vit, pixels: Pixels, class_tokens: int, head: LinearHead, progr
 
 def _nothing(block: Block) -> Evidence:
     width, inputs = block.proj.out_features, block.proj.in_features + 1
-    shapes = ((2, inputs, inputs), (2, width, width), (2, 2))
+    shapes = ((2, 2, inputs, inputs), (2, width, width), (2, 2))
     return Evidence(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
 
@@ -79,7 +81,8 @@ def _note(evidence: Evidence, mixed: Tensor, places: Sequence[Tensor], slopes: S
     ones = torch.ones_like(mixed[..., :1])
     given = torch.cat([mixed, ones], dim=-1) / (places[0].std(dim=-1, keepdim=True) + 1e-6)  # (B, N, K+1)
     for kind, tokens in enumerate(KINDS):
-        evidence.given[kind] += _moments(given[:, tokens]) / images
+        for half in range(2):
+            evidence.given[half, kind] += _moments(given[half::2, tokens]) / images
         count = given[:, tokens].shape[1]
         evidence.slopes[kind] += _moments(scaled[0][:, tokens]) / (images * count)
         for place, slope in enumerate(scaled):
@@ -129,12 +132,14 @@ def _cost(block: Block, evidence: Evidence, kept: Sequence[int]) -> float:
     """What the block is worth less with these heads alone, its projection refitted to them."""
     inner = block.proj.in_features
     stay = np.append(columns_of(kept, block.head_width) if kept else np.zeros(0, np.int64), inner)  # the bias stays
-    go = np.setdiff1d(np.arange(inner), stay)
     scale = torch.ones_like(block.proj.bias) if block.scale1 is None else block.scale1
-    lost = (block.proj.weight.T[go] * scale).cpu().double()  # (K, D) of the heads that go, as the tokens get it
-    gram = (evidence.stakes[0, :, None, None] * evidence.given).sum(dim=0)
-    own = gram[stay][:, stay] + RIDGE * gram.diagonal().mean() * torch.eye(len(stay), dtype=gram.dtype)
-    error = torch.zeros(inner + 1, lost.shape[1], dtype=gram.dtype)
-    error[go] = lost
-    error[stay] = -torch.cholesky_solve(gram[stay][:, go] @ lost, torch.linalg.cholesky(own))
-    return float(sum((slopes * (error.T @ given @ error)).sum() for given, slopes in zip(evidence.given, evidence.slopes)))
+    lost = torch.cat([block.proj.weight.T * scale, torch.zeros_like(scale)[None]]).cpu().double()  # (K+1, D), as the tokens get it
+    lost[stay] = 0
+    total = 0.0
+    for half, given in enumerate(evidence.given):
+        gram = (evidence.stakes[0, :, None, None] * evidence.given[1 - half]).sum(dim=0)
+        ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(stay), dtype=gram.dtype)
+        error = lost.clone()
+        error[stay] = -torch.cholesky_solve(gram[stay] @ lost, torch.linalg.cholesky(gram[stay][:, stay] + ridge))
+        total += float((evidence.slopes * (error.T @ given @ error)).sum())
+    return total
