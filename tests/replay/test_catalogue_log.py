@@ -104,6 +104,16 @@ def test_pages_go_through_everything_once(shelf: Shelf) -> None:
         shelf.catalogue.page("no cursor", 3, None, None, LEARNED)
 
 
+def test_chosen_samples_come_in_their_order_without_those_that_are_gone(shelf: Shelf) -> None:
+    shelf.teach(("cat", 0), ("dog", 1), ("cat", 2))
+    shelf.catalogue.forget("s00000001", LEARNED)
+    found = shelf.catalogue.samples_of(["s00000003", "s00000004", "s00000009", "nonsense", "s00000001"], 3)
+    assert [(record.sample_id, record.label, record.state) for record in found] == [
+        ("s00000003", "cat", "learned"),
+        ("s00000001", None, "forgotten"),
+    ]
+
+
 def test_a_page_looks_at_so_many_others_at_most_and_the_next_goes_on_there(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue_module, "_PASSED_OVER", 3)
     shelf.teach(("dog", 0), *[("cat", number) for number in range(10)], ("dog", 1))

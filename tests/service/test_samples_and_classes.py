@@ -63,6 +63,24 @@ def test_doubted_samples_can_be_listed_page_by_page(world: World) -> None:
     assert "latentd_replay_doubted 3.0" in world.call("GET", "/metrics").text
 
 
+def test_a_page_of_doubted_samples_is_one_command_of_the_journal_and_skips_what_is_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = teach(world, *"abcd")
+    world.learner.doubted = (ids[0], "s00000777", ids[3])
+    commands: List[Any] = []
+    submit = world.parts.journal._submit
+
+    def noted(command: Any) -> Any:
+        commands.append(command)
+        return submit(command)
+
+    monkeypatch.setattr(world.parts.journal, "_submit", noted)
+    answer = world.call("GET", "/v1/samples", params={"doubted": "true", "limit": "1000"})
+    page = SamplesPage.model_validate(answer.json())
+    assert ([sample.sample_id for sample in page.samples], page.next, len(commands)) == ([ids[0], ids[3]], None, 1)
+
+
 @pytest.mark.parametrize(("doubted", "heard"), [(True, 1), (False, 0)])
 def test_the_label_a_sample_has_already_reaches_the_learner_only_where_it_is_doubted(world: World, doubted: bool, heard: int) -> None:
     (sample_id,) = teach(world, "cat")

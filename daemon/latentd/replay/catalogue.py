@@ -240,6 +240,11 @@ class Catalogue:
     def sample(self, sample_id: str, learned_seq: int) -> SampleRecord:
         return self._record(self._sample_row(sample_id), learned_seq)
 
+    def samples_of(self, sample_ids: Sequence[str], learned_seq: int) -> Tuple[SampleRecord, ...]:
+        """These samples in their order, without those that are gone."""
+        rows = (self._log.sample(seq_of(sample_id)) for sample_id in sample_ids)
+        return tuple(self._record(row, learned_seq) for row in rows if row is not None)
+
     def page(
         self, after: Optional[str], limit: int, label: Optional[str], state: Optional[str], learned_seq: int
     ) -> Tuple[Tuple[SampleRecord, ...], Optional[str]]:
@@ -265,7 +270,7 @@ class Catalogue:
         if body is None:
             return None
         rows = [(seq, self._log.sample(seq)) for seq in body["seqs"]]
-        records = (_pruned(seq, body["at"]) if row is None else self._record(row, learned_seq) for seq, row in rows)
+        records = (SampleRecord.pruned(seq, body["at"]) if row is None else self._record(row, learned_seq) for seq, row in rows)
         return Recalled(body["body"], body["request_id"], tuple(body["slots"]), tuple(records))
 
     def entries(self, after_seq: int, limit: int) -> List[Entry]:
@@ -388,8 +393,3 @@ class Catalogue:
 
     def _write_seq(self) -> None:
         self._store.put({"m/seq": str(self.head_seq).encode()})
-
-
-def _pruned(seq: int, at: float) -> SampleRecord:
-    """What is left to say of a sample whose record had to make room."""
-    return SampleRecord(sample_id_of(seq), seq, None, "evicted", at, "")

@@ -110,6 +110,10 @@ class Journal:
     def sample(self, sample_id: str) -> Future[SampleRecord]:
         return self._submit(lambda: self._catalogue.sample(sample_id, self.learned_seq))
 
+    def samples_of(self, sample_ids: Sequence[str]) -> Future[Tuple[SampleRecord, ...]]:
+        """These samples in their order, without those that are gone."""
+        return self._submit(lambda: self._catalogue.samples_of(sample_ids, self.learned_seq))
+
     def samples(
         self, after: Optional[str], limit: int, label: Optional[str] = None, state: Optional[str] = None
     ) -> Future[Tuple[Tuple[SampleRecord, ...], Optional[str]]]:

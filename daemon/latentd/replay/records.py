@@ -42,6 +42,11 @@ class SampleRecord:
     duplicate_of: Optional[str] = None
     holdout: bool = False
 
+    @classmethod
+    def pruned(cls, seq: int, at: float) -> SampleRecord:
+        """What is left to say of a sample whose record had to make room."""
+        return cls(sample_id_of(seq), seq, None, "evicted", at, "")
+
 
 @dataclass(frozen=True)
 class ClassRecord:

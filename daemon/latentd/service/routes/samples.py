@@ -76,9 +76,8 @@ async def relabel_sample(request: Request, sample_id: str) -> Response:
 async def _doubted(parts: Parts, after: str, limit: int) -> Tuple[Tuple[SampleRecord, ...], Optional[str]]:
     """One page of them, and the next cursor."""
     ids = [sample_id for sample_id in parts.learner.memory().doubted if sample_id > after]
-    futures = [parts.journal.sample(sample_id) for sample_id in ids[:limit]]
-    found = [await asyncio.wrap_future(future) for future in futures]
-    return tuple(found), ids[limit - 1] if len(ids) > limit else None
+    found = await asyncio.wrap_future(parts.journal.samples_of(ids[:limit]))
+    return found, ids[limit - 1] if len(ids) > limit else None
 
 
 def _view(request: Request, record: SampleRecord) -> Dict[str, Any]:
