@@ -190,6 +190,15 @@ def test_the_label_it_has_already_changes_nothing(shelf: Shelf) -> None:
     assert shelf.catalogue.head_seq == 1
 
 
+def test_a_label_that_is_said_again_reaches_the_learner_once_until_it_has_learned_it(shelf: Shelf) -> None:
+    shelf.teach(("cat", 0))
+    for learned_seq, head_seq in ((1, 2), (1, 2), (2, 3), (2, 3)):
+        record = shelf.catalogue.relabel("s00000001", "cat", learned_seq, again=True)
+        assert (record.label, record.state, shelf.catalogue.head_seq) == ("cat", "queued", head_seq)
+    assert shelf.catalogue.relabel("s00000001", "dog", 2, again=True).label == "dog"
+    assert (shelf.catalogue.head_seq, shelf.classes()) == (4, {"cat": (0, 0, 0), "dog": (1, 0, 1)})
+
+
 def test_a_held_image_is_taught_by_labelling_it(shelf: Shelf) -> None:
     assert shelf.teach((None, 0))[0].state == "held"
     assert (shelf.catalogue.stored, shelf.latents()) == (0, 1)

@@ -92,6 +92,15 @@ def test_the_label_a_sample_has_already_reaches_the_learner_only_where_it_is_dou
     assert [entry["samples"] for entry in world.call("GET", "/v1/classes").json()["classes"]] == [1]
 
 
+def test_vouching_again_before_the_learner_has_heard_of_it_changes_nothing(world: World) -> None:
+    (sample_id,) = teach(world, "cat")
+    world.learner.doubted = (sample_id,)
+    before = world.parts.journal.status().head_seq
+    answers = [world.call("PUT", f"/v1/samples/{sample_id}/label", json={"label": "cat"}) for _ in range(3)]
+    assert [(answer.status_code, answer.json()["state"]) for answer in answers] == [(202, "queued")] * 3
+    assert world.parts.journal.status().head_seq - before == 1
+
+
 @pytest.mark.parametrize("params", [{"limit": "0"}, {"limit": "1001"}, {"limit": "x"}, {"cursor": "../../etc"}, {"state": "happy"}])
 def test_list_parameters_out_of_range_are_problems(world: World, params: Dict[str, str]) -> None:
     assert_problem(world.call("GET", "/v1/samples", params=params), 422, "unprocessable")

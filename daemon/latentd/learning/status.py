@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional, Protocol, Tuple
 
@@ -54,6 +55,16 @@ class MemoryStatus:
     holdout_bytes: int
     classes: Dict[int, int]
     doubted: Tuple[str, ...] = ()
+
+    def doubts(self, sample_id: str) -> bool:
+        """Whether the label of this sample looks wrong; asked for every sample of a page, so it looks at few."""
+        place = bisect_left(self.doubted, sample_id)
+        return place < len(self.doubted) and self.doubted[place] == sample_id
+
+    def doubted_after(self, sample_id: str, count: int) -> Tuple[Tuple[str, ...], bool]:
+        """Up to `count` ids beyond this one ("": from the first), and whether more follow."""
+        start = bisect_right(self.doubted, sample_id)
+        return self.doubted[start : start + count], start + count < len(self.doubted)
 
 
 def gate_facts(verdict: Verdict) -> Dict[str, Any]:

@@ -150,7 +150,8 @@ class Catalogue:
         if not row.kept or row.state not in ("stored", "held"):
             raise Conflict(f"{sample_id} is {row.state}: its latent is stored no more", hint="Teach the image again under the right label.")
         known = self._classes.find(label)
-        if again or known is None or known.class_id != row.class_id:
+        heard = row.changed <= learned_seq  # or the learner is about to hear of it
+        if (again and heard) or known is None or known.class_id != row.class_id:
             self._require_budget(_ROW_BYTES)
             was, class_id = row.class_id, self._classes.made(label).class_id
             self._strike(row)

@@ -124,7 +124,7 @@ class Journal:
         return self._submit(lambda: self._catalogue.page(after, limit, label, state, self.learned_seq))
 
     def relabel(self, sample_id: str, label: str, again: bool = False) -> Future[SampleRecord]:
-        """again: the learner hears of it even where that is the label already."""
+        """again: the learner hears of it even where that is the label already, unless it is about to hear of the sample anyway."""
         return self._submit(lambda: self._catalogue.relabel(sample_id, label, self.learned_seq, again))
 
     def forget(self, sample_id: str) -> Future[SampleRecord]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Container, Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, Optional
 
 from latentd import headroom
 from latentd.energy import battery
@@ -16,12 +16,13 @@ RATE_S = 1800.0  # the time whose mean power and samples are "this rate"
 if TYPE_CHECKING:
     from latentd.engines.choose import Attempt, Choice
     from latentd.learning.accuracy import AccuracyReport, Score
+    from latentd.learning.status import MemoryStatus
     from latentd.replay.records import ClassRecord, SampleRecord
     from latentd.service.parts import Parts
 
 
-def sample(record: SampleRecord, doubted: Container[str]) -> Dict[str, Any]:
-    """doubted: ids of all whose label looks wrong."""
+def sample(record: SampleRecord, known: MemoryStatus) -> Dict[str, Any]:
+    """known: the replay memory, which knows whose label looks wrong."""
     return {
         "sample_id": record.sample_id,
         "seq": record.seq,
@@ -31,7 +32,7 @@ def sample(record: SampleRecord, doubted: Container[str]) -> Dict[str, Any]:
         "sha256": record.sha256,
         "duplicate_of": record.duplicate_of,
         "holdout": record.holdout,
-        "doubted": record.sample_id in doubted,
+        "doubted": known.doubts(record.sample_id),
     }
 
 
@@ -145,7 +146,7 @@ def memory(parts: Parts) -> Dict[str, Any]:
     """The replay memory, with its samples by class name, and the plan of all memory beside what is used."""
     names = {record.class_id: record.name for record in parts.journal.classes()}
     found = parts.learner.memory()
-    view = dataclasses.asdict(found)
+    view = dataclasses.asdict(dataclasses.replace(found, doubted=()))  # thousands of ids would be copied to be counted
     view["classes"] = {names[class_id]: count for class_id, count in view["classes"].items() if class_id in names}
     view["doubted"] = len(found.doubted)
     used = {"replay memory": found.used_bytes, "hold-out": found.holdout_bytes, "request bodies": parts.pending.held}

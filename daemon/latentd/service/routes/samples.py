@@ -40,7 +40,8 @@ async def list_samples(
         records = tuple(record for record in records if label in (None, record.label) and state in (None, record.state))
     else:
         records, following = await asyncio.wrap_future(parts_of(request).journal.samples(cursor, limit, label, state))
-    return json_answer({"samples": [_view(request, record) for record in records], "next": following})
+    memory = parts_of(request).learner.memory()
+    return json_answer({"samples": [views.sample(record, memory) for record in records], "next": following})
 
 
 @router.get("/v1/samples/{sample_id}", response_model=Sample, responses=problems.responses(404, 503))
@@ -69,16 +70,15 @@ async def relabel_sample(request: Request, sample_id: str) -> Response:
     if not isinstance(body, dict) or not isinstance(body.get("label"), str):
         raise LabelInvalid('The body must be {"label": text}.')
     label = clean_label(body["label"], parts.config.http.max_label_chars)
-    again = sample_id in parts.learner.memory().doubted
+    again = parts.learner.memory().doubts(sample_id)
     return json_answer(_view(request, await asyncio.wrap_future(parts.journal.relabel(sample_id, label, again))), 202)
 
 
 async def _doubted(parts: Parts, after: str, limit: int) -> Tuple[Tuple[SampleRecord, ...], Optional[str]]:
     """One page of them, and the next cursor."""
-    ids = [sample_id for sample_id in parts.learner.memory().doubted if sample_id > after]
-    found = await asyncio.wrap_future(parts.journal.samples_of(ids[:limit]))
-    return found, ids[limit - 1] if len(ids) > limit else None
+    ids, more = parts.learner.memory().doubted_after(after, limit)
+    return await asyncio.wrap_future(parts.journal.samples_of(ids)), ids[-1] if more else None
 
 
 def _view(request: Request, record: SampleRecord) -> Dict[str, Any]:
-    return views.sample(record, parts_of(request).learner.memory().doubted)
+    return views.sample(record, parts_of(request).learner.memory())
