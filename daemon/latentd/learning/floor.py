@@ -7,7 +7,7 @@ whenever the same log is learned. Owned by the learner thread; nothing blocks.
 from __future__ import annotations
 
 import logging
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
+from typing import AbstractSet, Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Set, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,29 +144,53 @@ class Floor:
     def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any], log: Iterable[Entry]) -> None:
         """Takes back what `state` gave; log: the entries up to the checkpoint, from which memory and hold-out are filled again.
 
-        Samples that had left the memory but whose latents are still stored come out as evicted again: a crash came between.
+        Samples that had left the memory but whose latents are still stored come out as evicted again: a crash came between. Where the
+        journal has lost the label of a sample, the sums are made again without it: by no label could it be taken out of them.
         """
         inside = set(arrays["memory.seqs"].tolist())
-        kept = _survivors(log)
+        kept, unlabelled = _survivors(log)
         self.holdout = {sample_id: (class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if holdout}
         others = [(sample_id, class_id, code) for sample_id, (class_id, code, holdout) in kept.items() if not holdout]
         self.evicted += [sample[0] for sample in others if seq_of(sample[0]) not in inside]
         self.evicted += self.memory.restore(facts["memory"], (sample for sample in others if seq_of(sample[0]) in inside))
         self.sums.restore(arrays)
+        self._leave_out({sample_id for sample_id in unlabelled if seq_of(sample_id) in inside} - set(facts["memory"].get("doubted", ())))
         self._looked_at = int(facts.get("looked_at", 0))
+
+    def _leave_out(self, unlabelled: AbstractSet[str]) -> None:
+        """Out of the sums with samples that they hold, but the memory does not."""
+        if not unlabelled:
+            return
+        for _ in self._rebuild():
+            pass
+        logger.warning(
+            "%d learned samples lost their label to damaged rows of the journal, first %s: the closed-form head is made again from the %d "
+            "samples of the replay memory; latentd samples --state held lists them, latentd label teaches them again",
+            len(unlabelled),
+            min(unlabelled),
+            self.sums.count,
+        )
 
     def holdout_bytes(self) -> int:
         return sum(len(code) for _, code in self.holdout.values())
 
 
-def _survivors(log: Iterable[Entry]) -> Dict[str, Tuple[int, bytes, bool]]:
-    """sample id -> (class, code, hold-out) of what is still kept at the end of the log, in the order it came."""
+def _survivors(log: Iterable[Entry]) -> Tuple[Dict[str, Tuple[int, bytes, bool]], Set[str]]:
+    """sample id -> (class, code, hold-out) of what is still kept at the end of the log, in the order it came; and the ids of samples that
+    have no label since their row was damaged.
+    """
     kept: Dict[str, Tuple[int, bytes, bool]] = {}
+    unlabelled: Set[str] = set()
     for entry in log:
         if entry.kind == "forget":
             kept.pop(entry.sample_id, None)
         elif entry.kind == "forget_class":
             kept = {sample_id: item for sample_id, item in kept.items() if item[0] != entry.class_id}
+        elif entry.kind == "damaged":
+            unlabelled.add(entry.sample_id)
+        elif entry.sample_id in unlabelled and entry.was is not None:
+            continue  # a correction from before the damage: the journal knows of it no more
         elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
             kept[entry.sample_id] = (entry.class_id, entry.code, entry.holdout)
-    return kept
+            unlabelled.discard(entry.sample_id)
+    return kept, unlabelled

@@ -58,7 +58,7 @@ class LogTable:
         if mark == b"C":
             return ChangeRow(seq, "damaged", None, None, None, 0.0, settled=True)
         code = self.latent(seq)
-        row = SampleRow(seq, seq, None, None, 0.0, "", b"", "evicted", kept=False)
+        row = SampleRow.stand_in(seq)
         return row if code is None else replace(row, sketch=self._sketch(code), state="held", kept=True)
 
     def drop_damaged(self, seq: int) -> None:
@@ -128,7 +128,8 @@ class LogTable:
     def _entry(self, row: Row, latents: Dict[int, bytes]) -> Entry:
         if isinstance(row, SampleRow):
             code = latents.get(row.seq) if row.first_class is not None else None
-            return Entry(row.seq, "sample", row.batch, sample_id_of(row.seq), row.first_class, None, row.holdout, code, row.taught_at)
+            kind = "damaged" if row.stands_in else "sample"
+            return Entry(row.seq, kind, row.batch, sample_id_of(row.seq), row.first_class, None, row.holdout, code, row.taught_at)
         target = self.sample(row.target)
         if target is None:
             return Entry(row.seq, row.kind, row.seq, "", row.class_id, row.was, False, None, row.at)

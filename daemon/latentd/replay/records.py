@@ -87,7 +87,8 @@ class Recalled:
 class Entry:
     """One entry of the log, as the learner reads it.
 
-    kind: "sample", "relabel", "forget", "forget_class", "rename" or "damaged" (a change that can't be read). batch: sequence number of the
+    kind: "sample", "relabel", "forget", "forget_class", "rename" or "damaged" (a change that can't be read, or
+    a sample whose row can't, so that nobody knows its label). batch: sequence number of the
     first entry of the same request: what the learner takes as one mini-batch. class_id: the class at that point of the log; was: the class
     before (relabel, forget; None: was never learned). code: the latent's bytes, None when it is stored no more.
     """
@@ -138,6 +139,16 @@ class SampleRow:
     holdout: bool = False
     kept: bool = True
     changed: int = 0
+
+    @classmethod
+    def stand_in(cls, seq: int) -> SampleRow:
+        """For a row that can't be read: it tells nothing of the sample, whose latent is gone too unless somebody finds it."""
+        return cls(seq, seq, None, None, 0.0, "", b"", "evicted", kept=False)
+
+    @property
+    def stands_in(self) -> bool:
+        """Also after it got a label: no image that was taught has neither a time nor a hash."""
+        return self.first_class is None and not self.sha256 and self.taught_at == 0.0
 
     def to_bytes(self) -> bytes:
         body = dict(self.__dict__, sketch=self.sketch.hex())
