@@ -109,7 +109,7 @@ def test_a_relabelled_sample_ends_the_sleep_and_moves_in_the_sums(base: UpperBlo
     run(adapted.sleep(memory, {}, 20))
     sleep = adapted.sleep(memory, {}, 40)
     next(sleep)
-    adapted.move(code(0, 0), 0, 9)
+    adapted.move("s00000001", code(0, 0), 0, 9)
     assert run(sleep) == 0
     assert adapted.head().class_ids == (0, 1, 9)
 
@@ -193,10 +193,27 @@ def test_a_sleep_does_not_learn_from_doubted_samples(base: UpperBlocks) -> None:
         without.remove(sample_id)
     one, other = Adapted(base, CODEC, SETTINGS), Adapted(base, CODEC, SETTINGS)
     for adapted, memory in ((one, with_doubts), (other, without)):
-        for _ in adapted._refit(adapted.blocks, adapted._sums, {}, memory, {}):
+        for _ in adapted._refit(adapted.blocks, adapted._sums, {}, adapted._left_out, memory, {}):
             pass
     assert one._sums.count == other._sums.count == 26
+    assert one._left_out == set(with_doubts.ids()[:6])
     np.testing.assert_allclose(one.head().weight, other.head().weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_relabelled_sample_counts_once_and_one_that_was_left_out_not_at_all(base: UpperBlocks) -> None:
+    memory = filled(20)
+    doubted, sure = memory.ids()[0], memory.ids()[1]
+    memory.judge(doubted, DOUBTED)
+    adapted = Adapted(base, CODEC, SETTINGS)
+    run(adapted.sleep(memory, {}, 20))
+    counts = {class_id: adapted._sums.count_of(class_id) for class_id in (0, 1)}
+    adapted.move(doubted, code(0, 0), 0, 1)
+    assert {class_id: adapted._sums.count_of(class_id) for class_id in (0, 1)} == counts
+    again = Adapted(base, CODEC, SETTINGS)
+    again.restore(*adapted.state(), {})
+    again.move(doubted, code(0, 0), 0, 1)
+    again.move(sure, code(1, 1), 1, 0)
+    assert {class_id: again._sums.count_of(class_id) for class_id in (0, 1)} == {0: counts[0] + 1, 1: counts[1] - 1}
 
 
 def test_a_sleep_with_little_memory_comes_to_its_end(base: UpperBlocks) -> None:
@@ -272,3 +289,15 @@ def test_the_threshold_of_unknown_stays_through_a_sleep_and_holds_for_what_the_b
 
     assert refused(0) + refused(1) <= 25
     assert refused(7) >= 80
+
+
+def test_the_trainer_moves_a_relabelled_sample_once_in_the_adapted_sums_too(base: UpperBlocks) -> None:
+    adapted = Adapted(base, CODEC, SETTINGS)
+    trainer = Trainer(CODEC, 2 * D, TrainerSettings(1 << 22, 16, 1.0, 1e-3, 0.1, 0), adapted)
+    batch = [Entry(seq, "sample", 1, sample_id_of(seq), seq % 2, None, False, code(seq % 2, seq), 0.0) for seq in range(1, 41)]
+    run(trainer.take(batch))
+    run(trainer.sleep())
+    run(trainer.take([Entry(41, "relabel", 41, sample_id_of(4), 1, 0, False, code(0, 4), 0.0)]))
+    assert [trainer.sums.count_of(class_id) for class_id in (0, 1)] == [19, 21]
+    assert [adapted._sums.count_of(class_id) for class_id in (0, 1)] == [19, 21]
+    assert len(adapted.evidence) == 0, "it was learned before"

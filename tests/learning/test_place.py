@@ -107,7 +107,7 @@ def test_a_sleep_that_is_broken_off_gives_its_memory_back_and_leaves_no_gradient
     adapted, other = Adapted(base, CODEC, BRIEF, on_gpu), Adapted(base, CODEC, BRIEF)
     sleep = adapted.sleep(filled(20), {}, 20)
     next(sleep), next(sleep)  # a micro-batch has left its gradient
-    adapted.move(code(0, 0), 0, 1)
+    adapted.move("s00000001", code(0, 0), 0, 1)
     run(sleep)
     assert fake_cuda.freed == 1
     assert_same(asleep(adapted), asleep(other))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -93,6 +93,7 @@ class Adapted:
         self.blocks = self._fresh()
         self._sums = RidgeSums(base.features_width)
         self._holdout: Dict[str, Features] = {}
+        self._left_out: Set[str] = set()  # stored, but not in the sums: doubted when those were made
         self.evidence = Evidence()
         self._rivals: Optional[Tuple[LinearHead, LinearHead]] = None
         self._rivals_at = 0
@@ -126,10 +127,14 @@ class Adapted:
         if self.serving is not None:
             self._holdout[sample_id] = self._features(self.serving, [code])[0]
 
-    def move(self, code: bytes, was: int, class_id: int) -> None:
+    def leave_out(self, sample_ids: Set[str]) -> None:
+        """Notes new samples that are not to be learned."""
+        self._left_out |= sample_ids
+
+    def move(self, sample_id: str, code: bytes, was: int, class_id: int) -> None:
         """Gives one sample another class; a sleep that runs now has seen the old one, and ends."""
         self._life += 1
-        if self.serving is not None:
+        if self.serving is not None and sample_id not in self._left_out:
             self._sums.move(self._features(self.serving, [code]), was, class_id)
 
     def forget(self) -> None:
@@ -137,7 +142,7 @@ class Adapted:
         self._life += 1
         self.serving, self.learned_at = None, 0
         self.blocks = self._fresh()
-        self._sums, self._holdout = RidgeSums(self._base.features_width), {}
+        self._sums, self._holdout, self._left_out = RidgeSums(self._base.features_width), {}, set()
         self.evidence, self._rivals = Evidence(), None
 
     # --- asleep -------------------------------------------------------------------------------------------------------
@@ -166,11 +171,12 @@ class Adapted:
                 return
         serving, sums = self._frozen(), RidgeSums(self._base.features_width)
         holdout: Dict[str, Features] = {}
-        for step in self._refit(serving, sums, holdout, memory, held):
+        left_out: Set[str] = set()
+        for step in self._refit(serving, sums, holdout, left_out, memory, held):
             yield step
             if life != self._life:
                 return
-        self.serving, self._sums, self._holdout, self._rivals = serving, sums, holdout, None
+        self.serving, self._sums, self._holdout, self._left_out, self._rivals = serving, sums, holdout, left_out, None
         self.learned_at = learned
         self.sleeps += 1
 
@@ -244,8 +250,13 @@ class Adapted:
             loss = functional.cross_entropy(scores, classes, label_smoothing=self._settings.label_smoothing, reduction="sum")
             (loss / of).backward()  # type: ignore[no-untyped-call]
 
-    def _refit(self, blocks: UpperBlocks, sums: RidgeSums, holdout: Dict[str, Features], memory: ReplayMemory, held: Held) -> Iterator[int]:
-        """Fills sums and hold-out features through these blocks; what comes while it runs has a later id, and is walked over as well."""
+    def _refit(
+        self, blocks: UpperBlocks, sums: RidgeSums, holdout: Dict[str, Features], left_out: Set[str], memory: ReplayMemory, held: Held
+    ) -> Iterator[int]:
+        """Fills sums and hold-out features through these blocks; what comes while it runs has a later id, and is walked over as well.
+
+        left_out: gets the ids of stored samples that the sums do not get.
+        """
         last = ""
         while True:
             chunk = memory.after(last, self.microbatch)
@@ -254,6 +265,7 @@ class Adapted:
                 return
             if chunk.ids:
                 sure = chunk.standing != DOUBTED
+                left_out |= {chunk.ids[row] for row in np.flatnonzero(~sure)}
                 if sure.any():
                     sums.add(self._through(blocks, chunk.codes[sure]), chunk.class_ids[sure].tolist())
                 last = chunk.ids[-1]
@@ -339,7 +351,8 @@ class Adapted:
 
     def state(self) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
         """Arrays and JSON-able facts that `restore` takes back; a sleep that runs now is not in them."""
-        facts = {"sleeps": self.sleeps, "learned_at": self.learned_at, "serves": self.serving is not None}
+        facts: Dict[str, Any] = {"sleeps": self.sleeps, "learned_at": self.learned_at, "serves": self.serving is not None}
+        facts["left_out"] = sorted(self._left_out)
         if not isinstance(self.serving, RankedBlocks):
             return {}, facts
         arrays: Dict[str, NDArray[Any]] = {f"adapted.{name}": value for name, value in self.serving.state().items()}
@@ -355,6 +368,7 @@ class Adapted:
             self.blocks.restore(own)
         self.serving = self._frozen()
         self._sums.restore(own)
+        self._left_out = set(facts.get("left_out", ()))  # an older version doubted nothing
         self.evidence.restore(own)
         if held:
             self._holdout.update(zip(held, self._features(self.serving, [code for _, code in held.values()])))

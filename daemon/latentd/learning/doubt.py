@@ -19,6 +19,7 @@ from latentd.replay.packing import Bytes
 
 Features = NDArray[np.float32]
 Decode = Callable[[Bytes], Features]
+_CHUNK, _LEAST_CHUNK, _CHUNK_BYTES = 512, 16, 4 << 20  # samples of one step: some milliseconds
 KNOWN = 20  # samples by which a head knows a class well enough to judge it: at 5, one class in ten lost 3 points of its accuracy
 
 
@@ -32,7 +33,8 @@ class Doubts:
     def look(self, memory: ReplayMemory, whole: RidgeSums, decode: Decode) -> Generator[int, None, Set[str]]:
         """Yields between its steps; the memory must not change meanwhile. whole: everything learned that is not doubted now."""
         half = RidgeSums(whole.width)
-        for chunk in memory.all():
+        size = max(_LEAST_CHUNK, min(_CHUNK, _CHUNK_BYTES // memory.code_bytes))
+        for chunk in memory.all(size):
             yield 0
             first = ~_second(chunk.ids) & (chunk.standing != DOUBTED)
             half.add(decode(chunk.codes[first]), chunk.class_ids[first].tolist())
@@ -41,7 +43,7 @@ class Doubts:
         half.become_rest_of(whole)
         judges.insert(0, _Judge(half))  # of the first half: the one that has not seen it
         found: Set[str] = set()
-        for chunk in memory.all():
+        for chunk in memory.all(size):
             yield 0
             found.update(self._doubted(chunk, judges, decode))
         return found
@@ -49,7 +51,8 @@ class Doubts:
     def _doubted(self, chunk: Chunk, judges: Sequence[_Judge], decode: Decode) -> List[str]:
         features, second = decode(chunk.codes), _second(chunk.ids)
         excess = np.where(second, *(judge.excess(features, chunk.class_ids) for judge in reversed(judges)))
-        doubted = (excess > self._nats) & (chunk.standing != VOUCHED)
+        unjudged = (excess == -np.inf) & (chunk.standing == DOUBTED)  # who doubts much of a class must not forget all of it for that
+        doubted = ((excess > self._nats) | unjudged) & (chunk.standing != VOUCHED)
         return [chunk.ids[row] for row in np.flatnonzero(doubted)]
 
 

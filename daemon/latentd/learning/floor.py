@@ -22,7 +22,9 @@ from latentd.replay.records import Entry, seq_of
 logger = logging.getLogger(__name__)
 
 LOOK_FIRST = 80  # samples before the first look for doubtful labels
-LOOK_APART = 256  # and between two: at 1,536 features the two solutions of a look take about as long as ten images in the frozen stage
+LOOK_APART = 256  # and between two: at 1,536 features the two solutions of a look take about as long as ten images in the frozen stage;
+# of many samples, going over them takes longer: some seconds at 31,000, every 15 % more
+_AT_ONCE = 64  # samples that sums take or give in one step: their rank-64 update costs as much as one of rank 1
 LOOK_GROWTH = 1.15  # of what was learned between two
 
 
@@ -39,6 +41,7 @@ class Floor:
         self.evicted: List[str] = []
         self._codec = codec
         self._doubts = Doubts(doubt_nats) if doubt_nats else None
+        self._nats = doubt_nats
         self._looked_at = 0  # samples learned at the last look
 
     def features(self, codes: Sequence[bytes]) -> NDArray[np.float32]:
@@ -90,6 +93,7 @@ class Floor:
             self.sums.remove(self.features([entry.code]), [was])
         else:
             yield from self._rebuild()
+        self._looked_at = min(self._looked_at, self.sums.count)
 
     def forget_class(self, class_id: int) -> Iterator[int]:
         """Undoes a class: exactly where all its latents are still there, else by learning the rest again."""
@@ -102,6 +106,7 @@ class Floor:
         self.memory.remove_class(class_id)
         if not whole:
             yield from self._rebuild()
+        self._looked_at = min(self._looked_at, self.sums.count)
 
     def _rebuild(self) -> Iterator[int]:
         """Sums from the replay memory alone: exact as long as nothing was evicted, otherwise without the evicted samples."""
@@ -126,12 +131,20 @@ class Floor:
         before = set(self.memory.ids_of(DOUBTED))
         self._looked_at = self.sums.count
         found = yield from self._doubts.look(self.memory, self.sums, self._decode)
-        for ids, standing, change in ((found - before, DOUBTED, self.sums.remove), (before - found, PLAIN, self.sums.add)):
-            for sample_id in sorted(ids):
-                change(self._decode(self.memory.get([sample_id])), [self.memory.class_of(sample_id)])
-                self.memory.judge(sample_id, standing)
+        yield from self._judge(sorted(found - before), DOUBTED)
+        yield from self._judge(sorted(before - found), PLAIN)
         if found != before:
             logger.info("%d taught samples look wrongly labelled and are left out: GET /v1/samples?doubted=true shows them", len(found))
+
+    def _judge(self, ids: Sequence[str], standing: int) -> Iterator[int]:
+        """Out of the sums with these stored samples, or back into them."""
+        for start in range(0, len(ids), _AT_ONCE):
+            yield start
+            some = ids[start : start + _AT_ONCE]
+            features, class_ids = self._decode(self.memory.get(some)), [self.memory.class_of(sample_id) for sample_id in some]
+            (self.sums.remove if standing == DOUBTED else self.sums.add)(features, class_ids)
+            for sample_id in some:
+                self.memory.judge(sample_id, standing)
 
     # --- checkpoint ---------------------------------------------------------------------------------------------------
 
@@ -139,7 +152,7 @@ class Floor:
         """Arrays and JSON-able facts that `restore` takes back; the latents of memory and hold-out come back from the journal."""
         arrays: Dict[str, NDArray[Any]] = dict(self.sums.state())
         arrays["memory.seqs"] = np.array([seq_of(sample_id) for sample_id in self.memory.ids()], dtype=np.int64)
-        return arrays, {"memory": self.memory.state(), "looked_at": self._looked_at}
+        return arrays, {"memory": self.memory.state(), "looked_at": self._looked_at, "doubt_nats": self._nats}
 
     def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any], log: Iterable[Entry]) -> None:
         """Takes back what `state` gave; log: the entries up to the checkpoint, from which memory and hold-out are filled again.
@@ -154,8 +167,11 @@ class Floor:
         self.evicted += [sample[0] for sample in others if seq_of(sample[0]) not in inside]
         self.evicted += self.memory.restore(facts["memory"], (sample for sample in others if seq_of(sample[0]) in inside))
         self.sums.restore(arrays)
+        self._looked_at = int(facts.get("looked_at", 0)) if facts.get("doubt_nats") == self._nats else 0  # another measure: look again soon
         self._leave_out({sample_id for sample_id in unlabelled if seq_of(sample_id) in inside} - set(facts["memory"].get("doubted", ())))
-        self._looked_at = int(facts.get("looked_at", 0))
+        if self._doubts is None:
+            for _ in self._judge(self.memory.ids_of(DOUBTED), PLAIN):
+                pass
 
     def _leave_out(self, unlabelled: AbstractSet[str]) -> None:
         """Out of the sums with samples that they hold, but the memory does not."""
@@ -163,6 +179,7 @@ class Floor:
             return
         for _ in self._rebuild():
             pass
+        self._looked_at = min(self._looked_at, self.sums.count)
         logger.warning(
             "%d learned samples lost their label to damaged rows of the journal, first %s: the closed-form head is made again from the %d "
             "samples of the replay memory; latentd samples --state held lists them, latentd label teaches them again",

@@ -106,13 +106,15 @@ class Trainer:
             fresh += [entry] if brings else []
         if self._floor.wants_look():
             yield from self._floor.look()
-            fresh = [entry for entry in fresh if self.memory.standing(entry.sample_id) != DOUBTED]
+        doubted = {entry.sample_id for entry in fresh if self.memory.standing(entry.sample_id) == DOUBTED}
+        fresh = [entry for entry in fresh if entry.sample_id not in doubted]
         if self.foresight.is_due(self.sums):
             yield 0
             self.foresight.renew(self.sums)
         if self.adapted is not None:
             yield 0
-            codes, class_ids = _codes_and_classes(fresh)
+            codes, class_ids = _codes_and_classes([entry for entry in fresh if entry.was is None])  # the others were moved
+            self.adapted.leave_out(doubted)
             self.adapted.learn(codes, class_ids, self.features(codes), batch[0].seq)
             if self.adapted.wants_rivals():
                 yield 0
@@ -164,11 +166,10 @@ class Trainer:
 
     def _relabel(self, entry: Entry, was: int, class_id: int) -> bool:
         """Moves a learned sample; the head is shown it under its new label."""
-        known = entry.sample_id in self.memory and self.memory.standing(entry.sample_id) != DOUBTED
         moved = self._floor.relabel(entry, was, class_id)
-        if moved and known and self.adapted is not None and entry.code is not None:
+        if moved and self.adapted is not None and entry.code is not None and entry.sample_id in self.memory:
             # of the others nobody knows whether the adapted sums hold them; sleep makes them anew
-            self.adapted.move(entry.code, was, class_id)
+            self.adapted.move(entry.sample_id, entry.code, was, class_id)
         return moved
 
     def _untrain(self) -> None:

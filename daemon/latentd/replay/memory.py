@@ -310,6 +310,7 @@ class ReplayMemory:
             for sample_id in state.get(name, ()):  # an older version doubted nothing
                 self.judge(sample_id, standing)
         self._gone.extend(state.get("gone", ()))
+        self._gone.extend(sample_id for sample_id in state.get("doubted", ()) if sample_id not in self)  # a smaller budget
         self.evictions += int(state["evictions"])
         self._rng.bit_generator.state = state["rng"]
         return tuple(sample_id for sample_id in evicted if sample_id is not None)
