@@ -87,8 +87,8 @@ class EngineConfig:
     )
     int8_min_cosine: float = setting(
         0.998,
-        "the gate of INT8: least cosine of its class tokens (with a split its patch tokens too) with eager PyTorch on probe images; errors "
-        "of 0.998 cost less than half a point on Objects-50",
+        "the gate of INT8: least cosine of its tokens with PyTorch's on probe images; random errors of 0.998 cost under half a point "
+        "on Objects-50",
         "",
         0.0,
         1.0,

@@ -112,7 +112,7 @@ class Sample(Shape):
     sha256: str = Field(description="of the encoded image")
     duplicate_of: Optional[str]
     holdout: bool
-    doubted: bool = Field(description="its label looks wrong, and it is not learned from; to teach the same label again vouches for it")
+    doubted: bool = Field(description="its label looks wrong, and it is not learned from; PUT its label, even the same, and it is believed")
 
 
 class SamplesPage(Shape):
