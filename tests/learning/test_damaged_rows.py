@@ -82,6 +82,17 @@ def test_a_sample_whose_row_was_damaged_can_be_forgotten(tmp_path: Path, caplog:
     assert "1 learned samples lost their label" in warning and LOST in warning
 
 
+def test_what_was_trained_on_a_sample_that_lost_its_label_is_not_kept(tmp_path: Path) -> None:
+    with running_journal(tmp_path) as journal:
+        teach(journal, *TAUGHT)
+        trainer = learn(make_trainer(), log(journal))
+        assert trainer.head is not None
+        state = trainer.state()
+    damage(tmp_path)
+    with running_journal(tmp_path) as journal:
+        assert restored(state, journal).head is None
+
+
 @pytest.mark.parametrize("corrected", [False, True])
 def test_a_sample_whose_row_was_damaged_is_learned_once_under_its_new_label(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, corrected: bool

@@ -154,8 +154,9 @@ class Floor:
         arrays["memory.seqs"] = np.array([seq_of(sample_id) for sample_id in self.memory.ids()], dtype=np.int64)
         return arrays, {"memory": self.memory.state(), "looked_at": self._looked_at, "doubt_nats": self._nats}
 
-    def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any], log: Iterable[Entry]) -> None:
-        """Takes back what `state` gave; log: the entries up to the checkpoint, from which memory and hold-out are filled again.
+    def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any], log: Iterable[Entry]) -> bool:
+        """Takes back what `state` gave; log: the entries up to the checkpoint, from which memory and hold-out are filled again. True where
+        something had been learned that must not be known any more.
 
         Samples that had left the memory but whose latents are still stored come out as evicted again: a crash came between. Where the
         journal has lost the label of a sample, the sums are made again without it: by no label could it be taken out of them.
@@ -168,10 +169,12 @@ class Floor:
         self.evicted += self.memory.restore(facts["memory"], (sample for sample in others if seq_of(sample[0]) in inside))
         self.sums.restore(arrays)
         self._looked_at = int(facts.get("looked_at", 0)) if facts.get("doubt_nats") == self._nats else 0  # another measure: look again soon
-        self._leave_out({sample_id for sample_id in unlabelled if seq_of(sample_id) in inside} - set(facts["memory"].get("doubted", ())))
+        lost = {sample_id for sample_id in unlabelled if seq_of(sample_id) in inside} - set(facts["memory"].get("doubted", ()))
+        self._leave_out(lost)
         if self._doubts is None:
             for _ in self._judge(self.memory.ids_of(DOUBTED), PLAIN):
                 pass
+        return bool(lost)
 
     def _leave_out(self, unlabelled: AbstractSet[str]) -> None:
         """Out of the sums with samples that they hold, but the memory does not."""

@@ -307,7 +307,7 @@ class Trainer:
 
     def restore(self, arrays: Dict[str, NDArray[Any]], facts: Mapping[str, Any], log: Iterable[Entry]) -> None:
         """Takes back what `state` gave; log: the entries up to the checkpoint."""
-        self._floor.restore(arrays, facts, log)
+        something_lost = self._floor.restore(arrays, facts, log)
         if "head.shift" in arrays:
             self.head = self._new_head(np.zeros(self._width, np.float32), np.ones(self._width, np.float32))
             self.head.restore(arrays, facts["steps"])
@@ -317,6 +317,8 @@ class Trainer:
         self.prequential.restore(facts["prequential"])
         if "foresight" in facts:  # a version from before there was one begins with none
             self.foresight.restore(arrays, facts["foresight"])
+        if something_lost:
+            self._untrain()
 
     def holdout_bytes(self) -> int:
         return self._floor.holdout_bytes()
