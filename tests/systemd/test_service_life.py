@@ -106,7 +106,8 @@ def test_a_changed_configuration_is_taken_on_and_a_broken_one_is_not(system: Con
 
 def test_it_stops_in_time_in_the_middle_of_learning_and_loses_nothing(bare: Container) -> None:
     config = bare.root / "etc/latentd/config.toml"
-    config.write_text(config.read_text() + "minibatch = 8\nepochs = 100.0\n\n[http]\nmax_images = 128\n")
+    text = config.read_text().replace("[learn]\n", "[learn]\nminibatch = 8\nepochs = 100.0\n")
+    config.write_text(text + "\n[http]\nmax_images = 128\n")
     bare.call(LATENTD, "service", "install")
     bare.call(LATENTD, "learn", "--no-wait", "/root/photos")
     assert bare.latentd("status")["learner"]["state"] in ("learning", "yielding")
