@@ -56,6 +56,13 @@ def test_a_head_that_repairs_much_and_breaks_a_little_too_much_is_kept_out() -> 
     assert (verdict.answers == TRUTH).sum() == 70
 
 
+@pytest.mark.parametrize(("gained", "let_in"), [(5, False), (6, True)])
+def test_the_hold_out_is_asked_so_often_that_five_in_a_row_may_be_luck(gained: int, let_in: bool) -> None:
+    analytic, some = floor(wrong=gained)
+    verdict = judge(analytic, opinion(wrong_on=()), some, TRUTH)
+    assert (verdict.positive_flips, verdict.negative_flips, verdict.weight > 0) == (gained, 0, let_in)
+
+
 def test_a_gain_that_chance_may_have_given_lets_nobody_in() -> None:
     analytic, some = floor(wrong=2)
     verdict = judge(analytic, opinion(wrong_on=()), some, TRUTH)

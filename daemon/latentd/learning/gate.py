@@ -22,6 +22,7 @@ MIN_HOLDOUT = 30  # fewer hold-out samples decide nothing: the floor answers alo
 MAX_NEGATIVE_FLIPS = 0.02  # of the hold-out: right answers of the floor that the candidate gets wrong
 FLIPS_PER_GAIN = 0.5  # or, of images not seen before, this many for each that it gets right and the floor does not
 CHANCE_Z = 1.64  # standard deviations of a fair coin that the net gain must pass: 5 % one-sided
+HOLDOUT_Z = 2.33  # on the hold-out, 1 %: the same hundred samples are asked at every version, and luck has many tries
 DEFAULT_TEMPERATURE = 1.5
 SURE_NATS = 8.0  # without a hold-out: the mean of a class wins over another class by this much, however few samples make it look far
 TEMPERATURES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -100,7 +101,7 @@ def decide(
     flips, gains = int((floor_right & ~right).sum()), int((right & ~floor_right).sum())
     net = np.bincount(np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(count), right * 1.0 - floor_right)
     numbers = f"{of} {int(right.sum())} against {int(floor_right.sum())} right of {count}, {flips} negative flips"
-    by_chance = gains - flips <= CHANCE_Z * float(np.square(net).sum()) ** 0.5
+    by_chance = gains - flips <= (HOLDOUT_Z if groups is None else CHANCE_Z) * float(np.square(net).sum()) ** 0.5
     bearable = int(max(MAX_NEGATIVE_FLIPS * count, 0.0 if groups is None else FLIPS_PER_GAIN * gains))
     if by_chance or flips > bearable:
         weight, answers, reason = 0.0, floor_answers, f"kept out: {numbers}"
