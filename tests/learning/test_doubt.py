@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Dict, List, Sequence, Set
+from typing import Any, Dict, List, Sequence, Set
 
 import numpy as np
 import pytest
@@ -185,13 +185,18 @@ def test_the_sums_become_what_is_left_of_a_larger_whole() -> None:
     np.testing.assert_allclose(found.weight[:, order], expected.weight, rtol=1e-4, atol=1e-6)
 
 
+def restarted(journal: Journal, **changes: Any) -> Trainer:
+    """What comes back from a version of one that doubted, with another configuration."""
+    entries, trainer = log(journal), doubting(**changes)
+    trainer.restore(*learn(doubting(), entries).state(), entries)
+    return trainer
+
+
 def test_a_restart_with_less_room_keeps_in_mind_what_was_doubted(journal: Journal) -> None:
     teach_all(journal)
-    entries = log(journal)
-    arrays, facts = learn(doubting(), entries).state()
-    small = doubting(slots=60)
-    small.restore(arrays, facts, entries)
-    gone = [sample_id for sample_id in facts["memory"]["doubted"] if sample_id not in small.memory]
+    doubted = learn(doubting(), log(journal)).memory.ids_of(DOUBTED)
+    small = restarted(journal, slots=60)
+    gone = [sample_id for sample_id in doubted if sample_id not in small.memory]
     assert gone, "some of them did not fit"
     before = small.sums.count
     journal.forget(gone[0]).result(WAIT_S)
@@ -201,21 +206,15 @@ def test_a_restart_with_less_room_keeps_in_mind_what_was_doubted(journal: Journa
 
 def test_a_restart_without_doubt_learns_what_was_doubted(journal: Journal) -> None:
     teach_all(journal)
-    entries = log(journal)
-    arrays, facts = learn(doubting(), entries).state()
-    trusting = doubting(nats=0.0)
-    trusting.restore(arrays, facts, entries)
+    trusting = restarted(journal, nats=0.0)
     assert (trusting.memory.ids_of(DOUBTED), trusting.sums.count) == ((), 240)
-    assert_same_predictions(predictions(trusting, journal), predictions(learn(doubting(nats=0.0), entries), journal))
+    assert_same_predictions(predictions(trusting, journal), predictions(learn(doubting(nats=0.0), log(journal)), journal))
 
 
 def test_a_restart_with_another_measure_looks_again_soon(journal: Journal) -> None:
     teach_all(journal)
-    entries = log(journal)
-    arrays, facts = learn(doubting(), entries).state()
     for nats, looks in ((20.0, False), (25.0, True)):
-        trainer = doubting(nats=nats)
-        trainer.restore(arrays, facts, entries)
+        trainer = restarted(journal, nats=nats)
         trainer._floor._looked_at = trainer._floor._looked_at and trainer.sums.count  # as if the last look was just now
         assert trainer._floor.wants_look() == looks
 

@@ -3,8 +3,9 @@
 A candidate that merely looks no worse on a hundred samples is, on average, worse: on ELPV validation splits, letting it in cost 0.6 point.
 So its gain must pass a one-sided sign test on the answers that change (McNemar 1947).
 
-Also calibrates what the answers say of themselves: the temperatures of the scores and the weight of the trained part, all on hold-out
-samples that neither was trained on. Pure functions of the hold-out, so the same log publishes the same version.
+Also calibrates what the answers say of themselves: the temperatures of the scores and the weight of the trained part, all on samples that
+neither was trained on: the hold-out, or images that were answered before they were learned. Pure functions of those, so the same log
+publishes the same version.
 """
 
 from __future__ import annotations

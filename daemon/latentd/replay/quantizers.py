@@ -175,8 +175,10 @@ class TokenCodec(Quantizer):
         latents += low
 
 
-class RotatedCodec(Quantizer):
-    """Rotated tokens in units of their root mean square, each value at the nearest Lloyd-Max level."""
+class CentredCodec(Quantizer):
+    """What is rotated: each value at the nearest Lloyd-Max level, in units of its token's root mean square, after the mean of the
+    calibration, if there was one, is subtracted.
+    """
 
     _scales = 1
 
@@ -186,26 +188,46 @@ class RotatedCodec(Quantizer):
         self._levels = lloyd_max(spec.bits)
         self._table = FieldTable(self._levels.levels, spec.bits)
 
-    def _encode(self, latent: Floats, code: Bytes) -> None:
+    def _without_mean(self, latent: Floats) -> Floats:
         tokens = np.clip(latent, -LIMIT, LIMIT)
-        if self.parameters.size:
-            tokens = np.clip(tokens - self.parameters, -LIMIT, LIMIT)
-        rotated = self._rotation.forward(tokens)
-        size = np.sqrt(np.mean(np.square(rotated), axis=1, keepdims=True))  # (N, 1)
-        scale = np.minimum(size, LIMIT).astype(np.float16)
-        self._write(code, self._levels.nearest(rotated / divisor(scale)), scale)
+        return np.clip(tokens - self.parameters, -LIMIT, LIMIT) if self.parameters.size else tokens
 
-    def _decode(self, codes: Bytes, latents: Floats) -> None:
-        rotated = np.empty_like(latents)
-        self._read_values(codes, self._table, rotated)
-        rotated *= self._read_scales(codes)[0]
-        D = self.spec.width
-        self._rotation.inverse(rotated.reshape(-1, D), latents.reshape(-1, D))
+    def _add_mean(self, latents: Floats) -> None:
         if self.parameters.size:
             latents += self.parameters
 
+    def _write_rotated(self, code: Bytes, rotated: Floats, scale: npt.NDArray[np.float16]) -> None:
+        """rotated: (N, D); scale: (N, 1)."""
+        self._write(code, self._levels.nearest(rotated / divisor(scale)), scale)
 
-class ScatteredCodec(Quantizer):
+    def _read_rotated(self, codes: Bytes, like: Floats) -> Floats:
+        rotated = np.empty_like(like)
+        self._read_values(codes, self._table, rotated)
+        rotated *= self._read_scales(codes)[0]
+        return rotated
+
+
+def _root_mean_square(tokens: Floats) -> npt.NDArray[np.float16]:
+    """(N, D) -> (N, 1)."""
+    size = np.sqrt(np.mean(np.square(tokens), axis=1, keepdims=True))
+    scale: npt.NDArray[np.float16] = np.minimum(size, LIMIT).astype(SCALE)
+    return scale
+
+
+class RotatedCodec(CentredCodec):
+    """Rotated tokens in units of their root mean square, each value at the nearest Lloyd-Max level."""
+
+    def _encode(self, latent: Floats, code: Bytes) -> None:
+        rotated = self._rotation.forward(self._without_mean(latent))
+        self._write_rotated(code, rotated, _root_mean_square(rotated))
+
+    def _decode(self, codes: Bytes, latents: Floats) -> None:
+        D = self.spec.width
+        self._rotation.inverse(self._read_rotated(codes, latents).reshape(-1, D), latents.reshape(-1, D))
+        self._add_mean(latents)
+
+
+class ScatteredCodec(CentredCodec):
     """As rotated, but each latent has signs of its own: a stretch of one long row, that begins where the latent's scales say.
 
     Frames of one video are nearly the same numbers, and under the same rotation they are rounded the same way: what is wrong with one is
@@ -214,36 +236,24 @@ class ScatteredCodec(Quantizer):
     `_STRETCHES`: as good as random for anything but equal latents, and no byte more.
     """
 
-    _scales = 1
-
     def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
         super().__init__(spec, parameters)
-        self._rotation = Rotation(spec.width, spec.seed)
         row = random_signs(spec.width + _STRETCHES - 1, spec.seed)
         self._stretches = np.lib.stride_tricks.as_strided(row, (_STRETCHES, spec.width), row.strides * 2, writeable=False)
-        self._levels = lloyd_max(spec.bits)
-        self._table = FieldTable(self._levels.levels, spec.bits)
 
     def _encode(self, latent: Floats, code: Bytes) -> None:
-        tokens = np.clip(latent, -LIMIT, LIMIT)
-        if self.parameters.size:
-            tokens = np.clip(tokens - self.parameters, -LIMIT, LIMIT)
-        size = np.sqrt(np.mean(np.square(tokens), axis=1, keepdims=True))  # (N, 1), which no rotation changes
-        scale = np.minimum(size, LIMIT).astype(SCALE)
+        tokens = self._without_mean(latent)
+        scale = _root_mean_square(tokens)  # which no rotation changes
         rotated = np.empty_like(tokens)
         self._rotation.transform(tokens * self._signs(scale.reshape(1, -1)), rotated)
-        self._write(code, self._levels.nearest(rotated / divisor(scale)), scale)
+        self._write_rotated(code, rotated, scale)
 
     def _decode(self, codes: Bytes, latents: Floats) -> None:
         N, D = self.spec.tokens, self.spec.width
-        rotated = np.empty_like(latents)
-        self._read_values(codes, self._table, rotated)
-        rotated *= self._read_scales(codes)[0]
-        self._rotation.transform(rotated.reshape(-1, D), latents.reshape(-1, D))
+        self._rotation.transform(self._read_rotated(codes, latents).reshape(-1, D), latents.reshape(-1, D))
         tails = np.ascontiguousarray(codes[:, codes.shape[1] - N * SCALE.itemsize :]).view(SCALE)
         latents *= self._signs(tails)[:, None]
-        if self.parameters.size:
-            latents += self.parameters
+        self._add_mean(latents)
 
     def _signs(self, scales: npt.NDArray[np.float16]) -> Floats:
         """Of latents with these scales (R, N): (R, D)."""
