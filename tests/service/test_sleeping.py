@@ -14,6 +14,7 @@ import tiny
 from latentd.config import Config
 from latentd.energy import board
 from latentd.errors import ConfigError
+from latentd.replay.taught import read_taught
 from latentd.service.parts import Parts
 from latentd.service.supervisor import Daemon
 from service.fakes import WAIT_S, picture
@@ -34,8 +35,8 @@ def settings(folder: Path, **flags: Any) -> Config:
         "engine__order": "eager",
         "http__bind": "127.0.0.1:0",
         "energy__meters": "rapl",
-        "learn__codec": "int4",
-        "learn__codec_kind": "rotated",
+        "learn__token_codec": "int4",
+        "learn__token_codec_kind": "rotated",
         "learn__token_grid": 3,
         "learn__sleep_first": 8,
         "learn__sleep_epochs": 0.5,
@@ -127,12 +128,25 @@ def test_the_memory_says_how_tokens_are_stored(running: Any, config: Config) -> 
     assert daemon.get("/v1/memory")["codec"] == "int8 token + int4 rotated (10 tokens)"
 
 
-def test_latents_of_another_split_are_not_mixed(running: Any, config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"backbone__split": 2}, {"backbone__split": 0}, {"learn__token_codec": "int8"}], ids=str)
+def test_with_another_split_or_codec_of_tokens_the_blocks_begin_anew_and_the_floor_knows_all(
+    running: Any, config: Config, tmp_path: Path, changes: Dict[str, Any]
+) -> None:
     daemon = running(config)
-    teach(daemon, 1)
+    teach(daemon, 24)
+    daemon.wait_for_sleep(25)
     daemon.end()
-    with pytest.raises(ConfigError, match="split was 1, now 2"):
-        Daemon(settings(tmp_path, backbone__split=2)).start()
+    for now in (settings(tmp_path, **changes), config):  # there and back
+        daemon = running(now)
+        found = read_taught(now.state_dir / "journal.sqlite")
+        assert len(found.seqs) == 24, "nothing that was taught is lost"
+        assert set(found.lengths.tolist()) == {daemon.parts[0].codec.features_bytes}
+        memory = daemon.get("/v1/memory")
+        assert memory["used"] == 12
+        assert (memory["tokens"] or {"used": 0})["used"] == 0
+        answer = daemon.post("/v1/classify", 1)["results"][0]
+        assert {prediction["label"] for prediction in answer["predictions"]} == set(KINDS)
+        daemon.end()
 
 
 def test_a_grid_that_does_not_fit_the_patches_stops_the_start_and_names_those_that_do(config: Config, tmp_path: Path) -> None:

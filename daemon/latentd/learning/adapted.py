@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 import numpy as np
@@ -20,12 +19,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from latentd.config import LearnConfig
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.blocks import RankedBlocks, UpperBlocks
 from latentd.learning.evidence import Evidence
 from latentd.learning.gate import TEMPERATURES, Opinion
 from latentd.learning.place import Place
+from latentd.learning.sleep import SleepSettings, rate
 from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import DOUBTED, ReplayMemory
 from latentd.trouble import FAILURES, free_cached, in_halves, is_shortage
@@ -36,42 +35,6 @@ Features = NDArray[np.float32]
 Held = Mapping[str, Tuple[int, bytes]]  # sample id -> class, code
 _RIVALS_LAST = 64  # samples: solving two heads takes as long as some images
 _CLASSIFIER_RATE = 4.0  # of the blocks': it starts from nothing in every sleep
-_WARM_UP = 10  # training steps
-_LAST_RATE = 0.05  # of the learning rate, at the end of a sleep
-
-
-@dataclass(frozen=True)
-class SleepSettings:
-    """first, growth: a sleep is due after `first` new samples, and then whenever what was learned has grown by this share.
-
-    epochs: how often one sleep goes over the replay memory. microbatch: latents whose activations are held at a time. rank: of the change
-    of every matrix. learning_rate: of that change, and four times it of the classifier that
-    teaches the blocks and is thrown away afterwards.
-    """
-
-    first: int
-    growth: float
-    epochs: float
-    minibatch: int
-    microbatch: int
-    rank: int
-    learning_rate: float
-    label_smoothing: float
-    seed: int
-
-    @staticmethod
-    def of(learn: LearnConfig) -> SleepSettings:
-        return SleepSettings(
-            first=learn.sleep_first,
-            growth=learn.sleep_growth,
-            epochs=learn.sleep_epochs,
-            minibatch=learn.minibatch,
-            microbatch=learn.microbatch,
-            rank=learn.sleep_rank,
-            learning_rate=learn.sleep_rate,
-            label_smoothing=learn.label_smoothing,
-            seed=learn.seed,
-        )
 
 
 class Adapted:
@@ -126,6 +89,11 @@ class Adapted:
     def hold_out(self, sample_id: str, code: bytes) -> None:
         if self.serving is not None:
             self._holdout[sample_id] = self._features(self.serving, [code])[0]
+
+    def hold_no_more(self, sample_ids: Sequence[str]) -> None:
+        """Drops what it keeps of hold-out samples that are forgotten, or have lost their tokens."""
+        for sample_id in sample_ids:
+            self._holdout.pop(sample_id, None)
 
     def leave_out(self, sample_ids: Set[str]) -> None:
         """Notes new samples that are not to be learned."""
@@ -193,12 +161,12 @@ class Adapted:
             classifier.bias.zero_()
             classifier.to(self._place.queue.device)
         learned = [parameter for _, parameter in self.blocks.learned()]
-        rate = self._settings.learning_rate
-        groups: List[Dict[str, Any]] = [{"params": learned}, {"params": list(classifier.parameters()), "lr": _CLASSIFIER_RATE * rate}]
-        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01)
+        full = self._settings.learning_rate
+        groups: List[Dict[str, Any]] = [{"params": learned}, {"params": list(classifier.parameters()), "lr": _CLASSIFIER_RATE * full}]
+        optimizer = torch.optim.AdamW(groups, lr=full, weight_decay=0.01)
         optimizer.zero_grad(set_to_none=True)  # what a sleep that was broken off has left
         steps = self.steps(memory)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
         for step in range(steps):
             codes, drawn = memory.draw(self._settings.minibatch, rng)
             known = np.isin(drawn, class_ids)  # a class that came in this sleep waits for the next
@@ -260,7 +228,9 @@ class Adapted:
         last = ""
         while True:
             chunk = memory.after(last, self.microbatch)
-            missing = [sample_id for sample_id in held if sample_id not in holdout][: self.microbatch]
+            missing = [sample_id for sample_id, (_, code) in held.items() if sample_id not in holdout and self._codec.holds_tokens(code)][
+                : self.microbatch
+            ]
             if not chunk.ids and not missing:
                 return
             if chunk.ids:
@@ -341,6 +311,10 @@ class Adapted:
         """The closed-form head on what the serving blocks give."""
         return self._sums.solve()
 
+    def answers(self, sample_id: str) -> bool:
+        """Whether it has an opinion of this hold-out sample: those whose tokens are gone it never saw."""
+        return sample_id in self._holdout
+
     def opinion(self, head: LinearHead, held: Sequence[str]) -> Opinion:
         """What that head says of these hold-out samples."""
         width = self._base.features_width
@@ -353,6 +327,7 @@ class Adapted:
         """Arrays and JSON-able facts that `restore` takes back; a sleep that runs now is not in them."""
         facts: Dict[str, Any] = {"sleeps": self.sleeps, "learned_at": self.learned_at, "serves": self.serving is not None}
         facts["left_out"] = sorted(self._left_out)
+        facts["of"] = self._identity()
         if not isinstance(self.serving, RankedBlocks):
             return {}, facts
         arrays: Dict[str, NDArray[Any]] = {f"adapted.{name}": value for name, value in self.serving.state().items()}
@@ -360,6 +335,10 @@ class Adapted:
         return arrays, facts
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], held: Held) -> None:
+        """Takes back what `state` gave; nothing of what was made by other blocks or of other tokens."""
+        if facts.get("of", self._identity()) != self._identity():
+            logger.info("the blocks begin anew: what they had learned was of another split or codec")
+            return
         self.sleeps, self.learned_at = int(facts["sleeps"]), int(facts["learned_at"])
         if not facts["serves"]:
             return
@@ -370,11 +349,10 @@ class Adapted:
         self._sums.restore(own)
         self._left_out = set(facts.get("left_out", ()))  # an older version doubted nothing
         self.evidence.restore(own)
-        if held:
-            self._holdout.update(zip(held, self._features(self.serving, [code for _, code in held.values()])))
+        whole = {sample_id: code for sample_id, (_, code) in held.items() if self._codec.holds_tokens(code)}
+        if whole:
+            self._holdout.update(zip(whole, self._features(self.serving, list(whole.values()))))
 
-
-def _rate(step: int, steps: int) -> float:
-    """Share of the learning rate at this step: a short warm-up, then half a cosine (Loshchilov & Hutter 2017)."""
-    cosine = 0.5 * (1 + float(np.cos(np.pi * step / steps)))
-    return min(1.0, (step + 1) / _WARM_UP) * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
+    def _identity(self) -> Dict[str, Any]:
+        """What its numbers are of: so many blocks, tokens stored in this way."""
+        return {"features": self._base.features_width, **self._codec.tokens_identity()}

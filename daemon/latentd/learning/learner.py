@@ -330,7 +330,7 @@ class Learner:
         names = {record.class_id: record.name for record in self._journal.classes()}
         self._made, accuracy = trainer.candidate(names, self._clock())
         self._note_verdict(trainer)
-        self._memory = memory_status(trainer.memory, trainer.holdout_bytes(), self._settings.codec)
+        self._memory = memory_status(trainer.memory, trainer.whole, trainer.holdout_bytes(), self._settings.codec)
         self._next_publish_at = started + (time.monotonic() - started) / PUBLISH_SHARE
         if self._serve(self._made, accuracy):
             self._observer.published(cause)

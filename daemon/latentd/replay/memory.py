@@ -45,8 +45,8 @@ class ReplayMemory:
     nothing else.
     """
 
-    def __init__(self, codec: str, code_bytes: int, budget_bytes: int, seed: int) -> None:
-        """codec: the name of what makes codes of code_bytes bytes, for messages.
+    def __init__(self, codec: str, code_bytes: int, budget_bytes: int, seed: int, key: str = "learn.replay_bytes") -> None:
+        """codec: the name of what makes codes of code_bytes bytes, and key: of what sets the budget, for messages.
 
         Raises ConfigError where the budget holds not one latent, or is more than the machine can reserve.
         """
@@ -62,18 +62,16 @@ class ReplayMemory:
         needed = slot_bytes(code_bytes)
         self.slots = min(budget_bytes // needed, _MAX_CLASS - 1)
         if self.slots < 1:
-            hint = f"Set learn.replay_bytes to {needed} or more, or store latents in fewer bits (learn.codec)."
+            hint = f"Set {key} to {needed} or more, or store latents in fewer bits."
             raise ConfigError(f"the replay memory of {budget_bytes} bytes holds no latent: one takes {needed} as {codec}", hint=hint)
-        self._reserve()
+        self._reserve(key)
 
-    def _reserve(self) -> None:
+    def _reserve(self, key: str) -> None:
         try:
             self._samples, self._classes = _tables(self.slots)
             self._codes = np.empty((self.slots, self.code_bytes), np.uint8)
         except MemoryError as cause:
-            raise ConfigError(
-                f"a replay memory of {self.budget_bytes} bytes can't be reserved", hint="Lower learn.replay_bytes."
-            ) from cause
+            raise ConfigError(f"a replay memory of {self.budget_bytes} bytes can't be reserved", hint=f"Lower {key}.") from cause
 
     @property
     def used(self) -> int:
