@@ -263,6 +263,7 @@ class Learner:
             is_over = not self._awoken(trainer) and self._step(sleep)
         torch.set_num_threads(1)
         if is_over:
+            self._keeper.save(trainer)  # first: it took minutes, and what it answers from now on must outlive a power cut
             self._publish(trainer, "slept")
         return None if is_over else sleep
 
