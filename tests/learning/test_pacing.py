@@ -215,7 +215,7 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Ticking:
 
 
 def waited(ticking: Ticking, work: str, busy: Callable[[float], bool], urgent: Callable[[], bool] = lambda: False) -> float:
-    pace = Pace(lambda: busy(ticking.now - 100.0), lambda _: None, ticking, lambda *_: None)
+    pace = Pace(dict.fromkeys((LEARN, SLEEP), lambda: busy(ticking.now - 100.0)), lambda _: None, ticking, lambda *_: None)
     before = ticking.now
     assert pace.before_step(work, urgent)
     assert pace.interruption is None

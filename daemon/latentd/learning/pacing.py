@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Callable, Deque, Dict, Optional, Tuple
+from typing import Callable, Deque, Dict, Mapping, Optional, Tuple
 
 from latentd.errors import JournalError, Overloaded
 from latentd.learning.restraint import LEARN, LOOK_S, SLEEP, Reason
@@ -25,14 +25,15 @@ _APART_S = 1.0
 
 
 class Pace:
-    """Lets waiting classify requests go before a step, and waits for power, temperature, memory and builds.
+    """Lets waiting requests go before a step, and waits for power, temperature, memory and builds.
 
-    interruption: "yielding" or "waiting" while the learner does either, else None. reason: what it waits for. waited_s: by cause, so far.
+    busy: by kind of work, whether there is a request that goes first. interruption: "yielding" or "waiting" while the learner does either,
+    else None. reason: what it waits for. waited_s: by cause, so far.
     """
 
     def __init__(
         self,
-        busy: Callable[[], bool],
+        busy: Mapping[str, Callable[[], bool]],
         restraint: Callable[[str], Optional[Reason]],
         stopping: threading.Event,
         observe: Callable[[str, float], None],
@@ -61,15 +62,15 @@ class Pace:
 
     def _yield(self, work: str, longest_s: float, calm_s: float, urgent: Callable[[], bool]) -> None:
         deadline = time.monotonic() + longest_s
-        while self._disturbs(calm_s) and not self._stopping.is_set() and not urgent() and time.monotonic() < deadline:
+        while self._disturbs(work, calm_s) and not self._stopping.is_set() and not urgent() and time.monotonic() < deadline:
             self.interruption = "yielding"
             self._stopping.wait(_POLL_S[work])
         self.interruption = None
 
-    def _disturbs(self, calm_s: float) -> bool:
-        """Whether a request is there, or was a moment ago."""
+    def _disturbs(self, work: str, calm_s: float) -> bool:
+        """Whether a request is there that this work lets go first, or was a moment ago."""
         now = time.monotonic()
-        if self._busy():
+        if self._busy[work]():
             self._busy_at = now
             return True
         return now - self._busy_at < calm_s

@@ -225,6 +225,7 @@ def _learner(
         settings,
         observer=metrics,
         busy=batcher.busy,
+        working=batcher.working,
         activity=lambda samples: ledger.activity("learn", samples=samples),
         restraint=restraint,
     )
