@@ -170,6 +170,17 @@ def test_a_smaller_budget_keeps_fewer_tokens_and_everything_else(base: UpperBloc
     assert small.memory.used == 40
 
 
+def test_a_version_from_when_there_was_one_memory_gives_its_tokens_to_the_second(base: UpperBlocks) -> None:
+    trainer = trainer_of(base, whole=28)
+    entries = lesson(1, 30)
+    run(trainer.take(entries))
+    arrays, facts = trainer.state()
+    again = trainer_of(base, whole=14)
+    again.restore({name: array for name, array in arrays.items() if name != "whole.seqs"}, {**facts, "whole": None}, entries)
+    assert len(whole_of(again)) == 14
+    assert sorted([*whole_of(again), *again.trimmed]) == sorted(trainer.memory.ids())
+
+
 def test_what_was_stored_without_tokens_teaches_the_floor_and_no_block(base: UpperBlocks) -> None:
     """As after an upgrade from a daemon whose head alone learned."""
     trainer = trainer_of(base, whole=28)
