@@ -202,7 +202,7 @@ def test_where_the_blocks_stay_out_the_trained_head_is_asked_and_the_reason_tell
     assert trainer.candidate(NAMES, 0.0)[0].adapted is None
     verdict = trainer.last_verdict
     assert verdict is not None
-    assert verdict.reason.startswith("blocks kept out: hold-out")
+    assert verdict.reason.startswith("blocks kept out: before learning")
     assert "; head " in verdict.reason
     assert verdict.holdout == 64
 
@@ -214,7 +214,7 @@ def test_without_a_trained_head_the_reason_is_the_blocks_own(base: UpperBlocks) 
     snapshot, accuracy = trainer.candidate(NAMES, 0.0)
     assert (snapshot.adapted, snapshot.trained, accuracy.holdout.count) == (None, None, 0)
     assert trainer.last_verdict is not None
-    assert trainer.last_verdict.reason.startswith("0 hold-out samples are too few")
+    assert trainer.last_verdict.reason.startswith("kept out: before learning")
 
 
 def journal_in(folder: Path) -> Journal:
