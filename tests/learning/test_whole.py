@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import tiny
 from latentd.learning.adapted import Adapted
@@ -15,6 +16,7 @@ from latentd.learning.blocks import UpperBlocks
 from latentd.learning.floor import HELD_SHARE
 from latentd.learning.keeper import VersionKeeper
 from latentd.learning.trainer import Trainer, TrainerSettings
+from latentd.replay import catalogue
 from latentd.replay.journal import Journal
 from latentd.replay.memory import slot_bytes
 from latentd.replay.records import Entry, NewSample, sample_id_of
@@ -244,7 +246,8 @@ def test_all_tokens_can_be_dropped_at_once_and_that_is_durable(tmp_path: Path) -
     journal = journal_in(tmp_path)
     teach(journal, 5)
     size = journal.status().size_bytes
-    journal.drop_tokens().result(WAIT_S)
+    while journal.drop_tokens().result(WAIT_S):
+        pass
     journal.close(WAIT_S)
     again = journal_in(tmp_path)
     try:
@@ -254,6 +257,19 @@ def test_all_tokens_can_be_dropped_at_once_and_that_is_durable(tmp_path: Path) -
         assert again.status().samples == 5, "the same images are still known as taught"
     finally:
         again.close(WAIT_S)
+
+
+def test_many_tokens_are_dropped_in_pieces_that_each_take_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "_TRIM", 2)
+    journal = journal_in(tmp_path)
+    try:
+        teach(journal, 5)
+        left = []
+        while journal.drop_tokens().result(WAIT_S):
+            left.append(sum(length == CODEC.code_bytes for length in lengths(journal).values()))
+        assert left == [3, 1, 0]
+    finally:
+        journal.close(WAIT_S)
 
 
 def test_a_code_is_read_with_its_tokens_or_without_and_in_no_other_length() -> None:

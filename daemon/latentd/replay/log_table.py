@@ -98,9 +98,9 @@ class LogTable:
         if seq is not None and code is not None and len(code) > length:
             self.put_latent(seq, code[:length])
 
-    def trim_latents(self, length: int) -> None:
-        """The same with every latent."""
-        self._store.cut("l/", length)
+    def trim_latents(self, length: int, limit: int) -> bool:
+        """The same with at most `limit` latents; False where none is longer."""
+        return self._store.cut("l/", length, limit)
 
     def delete_latent(self, seq: int) -> None:
         self._store.delete([_latent_key(seq)])

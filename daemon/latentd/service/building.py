@@ -165,7 +165,8 @@ def _require_same_latents(journal: Journal, config: Config, spec: StageSpec, cod
     changed = {key: f"{key} was {theirs.get(key)}, now {value}" for key, value in mine.items() if theirs.get(key) != value}
     if changed and not set(changed) - set(tokens):
         log.warning("the blocks above the split begin anew, on what is taught from now on: %s", "; ".join(changed.values()))
-        journal.drop_tokens().result(STOP_S)
+        while journal.drop_tokens().result(STOP_S):  # gigabytes of them may take longer than one command has time
+            pass
         journal.put_counters("latents", mine).result(STOP_S)
         return
     if changed:
