@@ -160,6 +160,41 @@ def test_a_restart_finds_the_same_tokens_and_gives_the_same_answers(base: UpperB
     assert whole_of(again) == whole_of(trainer)
 
 
+def of_an_older_daemon(trainer: Trainer) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
+    """Its version as one wrote it that had one memory, of samples with their tokens, and did not say what its blocks were made of."""
+    arrays, facts = trainer.state()
+    del arrays["whole.seqs"], facts["whole"], facts["adapted"]["of"]
+    return arrays, facts
+
+
+def test_a_version_of_before_there_were_two_memories_keeps_its_tokens_and_sleeps_again(base: UpperBlocks) -> None:
+    trainer, again = trainer_of(base, whole=512), trainer_of(base, whole=512)
+    entries = [*lesson(1, 40), *lesson(41, 10, holdout=True)]
+    run(trainer.take(entries))
+    run(trainer.sleep())
+    again.restore(*of_an_older_daemon(trainer), entries)
+    assert whole_of(again) == whole_of(trainer)
+    assert (again.trimmed, again.evicted) == ([], [])
+    assert all(CODEC.holds_tokens(code) for _, code in again._floor.holdout.values())
+    assert again.adapted is not None and again.adapted.serving is None
+    assert again.wants_sleep()
+
+
+def test_a_version_of_other_blocks_or_another_rank_is_read_without_them(base: UpperBlocks, tmp_path: Path) -> None:
+    trainer = trainer_of(base, whole=512)
+    entries = lesson(1, 40)
+    run(trainer.take(entries))
+    run(trainer.sleep())
+    fewer = UpperBlocks.load(tiny.backbone(tmp_path), 2)
+    for state in (trainer.state(), of_an_older_daemon(trainer)):
+        for blocks, settings in ((fewer, SETTINGS), (base, dataclasses.replace(SETTINGS, rank=1 + SETTINGS.rank))):
+            again = trainer_of(base, whole=512)
+            again.adapted = Adapted(blocks, CODEC, settings)
+            again.restore(*state, entries)
+            assert again.adapted.serving is None
+            assert again.wants_sleep()
+
+
 def test_a_smaller_budget_keeps_fewer_tokens_and_everything_else(base: UpperBlocks) -> None:
     trainer = trainer_of(base, whole=28)
     entries = [*lesson(1, 40), *lesson(41, 10, holdout=True)]

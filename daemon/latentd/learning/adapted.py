@@ -335,9 +335,9 @@ class Adapted:
         return arrays, facts
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], held: Held) -> None:
-        """Takes back what `state` gave; nothing of what was made by other blocks or of other tokens."""
-        if facts.get("of", self._identity()) != self._identity():
-            logger.info("the blocks begin anew: what they had learned was of another split or codec")
+        """Takes back what `state` gave; nothing of what was made by other blocks, of other tokens, or before versions said of which."""
+        if facts.get("of") != self._identity():
+            logger.info("the blocks begin anew: what they had learned was of another split, codec or rank, or of an older version")
             return
         self.sleeps, self.learned_at = int(facts["sleeps"]), int(facts["learned_at"])
         if not facts["serves"]:
@@ -354,5 +354,5 @@ class Adapted:
             self._holdout.update(zip(whole, self._features(self.serving, list(whole.values()))))
 
     def _identity(self) -> Dict[str, Any]:
-        """What its numbers are of: so many blocks, tokens stored in this way."""
-        return {"features": self._base.features_width, **self._codec.tokens_identity()}
+        """What its numbers are of: so many blocks, a change of this rank, tokens stored in this way."""
+        return {"features": self._base.features_width, "rank": self._settings.rank, **self._codec.tokens_identity()}

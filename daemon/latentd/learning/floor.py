@@ -241,16 +241,19 @@ class Floor:
     def _restore_whole(
         self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], others: Sequence[Tuple[str, int, bytes]]
     ) -> None:
-        """Tokens of what had them; all others that are stored with tokens are trimmed: a crash came between, or there is no room."""
-        inside = set(arrays["whole.seqs"].tolist()) if "whole.seqs" in arrays else set()
+        """Tokens of what had them; all others that are stored with tokens are trimmed: a crash came between, or there is no room. A version
+        that names none is of a daemon that kept all.
+        """
+        named = arrays["whole.seqs"].tolist() if "whole.seqs" in arrays else map(seq_of, (*self.holdout, *self.memory.ids()))
+        inside = set(named)
         for sample_id, (_, code) in list(self.holdout.items()):
             if len(code) > self._codec.features_bytes and seq_of(sample_id) not in inside:
                 self._trim_held(sample_id)
         long = [sample for sample in others if len(sample[2]) > self._codec.features_bytes]
         known = [sample for sample in long if self.whole is not None and seq_of(sample[0]) in inside and sample[0] in self.memory]
         self.trimmed += sorted({sample[0] for sample in long} - {sample[0] for sample in known})
-        if self.whole is not None and "whole" in facts:
-            self.trimmed += self.whole.memory.restore(facts["whole"], known)
+        if self.whole is not None:
+            self.trimmed += self.whole.memory.restore(facts.get("whole", facts["memory"]), known)
             while self.whole.crowds(self.holdout):  # a smaller budget
                 self._trim_held(self.whole.outstays(self.holdout))
 
