@@ -86,6 +86,59 @@ def test_the_hold_out_keeps_tokens_of_few_and_of_every_class(base: UpperBlocks) 
     assert [sample_id for sample_id in trainer._floor.holdout if trainer.adapted.answers(sample_id)] == held
 
 
+def test_a_hold_out_sample_that_has_no_room_for_its_tokens_is_none_that_the_blocks_answer(base: UpperBlocks) -> None:
+    trainer = trainer_of(base, whole=28)
+    run(trainer.take(lesson(1, 20)))
+    run(trainer.sleep())
+    assert trainer._floor.whole is not None and trainer.adapted is not None
+    trainer._floor.whole._most_held = 0
+    run(trainer.take(lesson(21, 1, holdout=True)))
+    assert trainer.trimmed == [sample_id_of(21)]
+    assert not trainer.adapted.answers(sample_id_of(21))
+
+
+def test_a_hold_out_sample_that_is_trimmed_or_forgotten_near_the_end_of_a_sleep_is_none_that_the_blocks_answer(base: UpperBlocks) -> None:
+    trainer = trainer_of(base, whole=28)
+    run(trainer.take(lesson(1, 20)))
+    run(trainer.take(lesson(21, 4, holdout=True)))
+    assert trainer.adapted is not None and trainer.whole is not None
+    steps = trainer.sleep()
+    for _ in range(trainer.adapted.steps(trainer.whole) * SETTINGS.minibatch // SETTINGS.microbatch + 2):  # into the walk
+        next(steps)
+    run(trainer.take(lesson(25, 2, holdout=True)))
+    run(trainer.take([Entry(27, "forget", 27, sample_id_of(23), None, 1, True, code(1, 23), 0.0)]))
+    run(steps)
+    assert trainer.adapted.sleeps == 1
+    assert trainer.trimmed == [sample_id_of(21), sample_id_of(22)]
+    assert sorted(trainer.adapted._holdout) == [sample_id_of(seq) for seq in (24, 25, 26)]
+
+
+def test_an_old_sample_that_gets_its_label_after_the_walk_has_passed_is_in_no_sum_and_moves_in_none(base: UpperBlocks) -> None:
+    trainer = trainer_of(base, whole=64)
+    run(trainer.take(lesson(2, 20)))
+    assert trainer.adapted is not None and trainer.whole is not None
+    steps = trainer.sleep()
+    for _ in range(trainer.adapted.steps(trainer.whole) * SETTINGS.minibatch // SETTINGS.microbatch + 2):
+        next(steps)
+    waited = code(0, 1)
+    run(trainer.take([Entry(22, "relabel", 22, sample_id_of(1), 0, None, False, waited, 0.0)]))
+    run(steps)
+    assert trainer.adapted.sleeps == 1 and sample_id_of(1) in trainer.whole
+    before = [trainer.adapted._sums.count_of(class_id) for class_id in (0, 1)]
+    run(trainer.take([Entry(23, "relabel", 23, sample_id_of(1), 1, 0, False, waited, 0.0)]))
+    assert before == [10, 10] == [trainer.adapted._sums.count_of(class_id) for class_id in (0, 1)]
+
+
+@pytest.mark.parametrize(("whole", "features"), [(6, 1 << 20), (64, 6 * slot_bytes(CODEC.features_bytes))], ids=["tokens", "features"])
+def test_where_fewer_fit_than_a_first_sleep_asks_for_it_comes_when_the_memory_is_full(base: UpperBlocks, whole: int, features: int) -> None:
+    trainer = trainer_of(base, whole, features)
+    run(trainer.take(lesson(1, 7)))
+    assert not trainer.wants_sleep(), f"{SETTINGS.first} are needed"
+    run(trainer.take(lesson(8, 1)))
+    assert len(whole_of(trainer)) == 6 < SETTINGS.first
+    assert trainer.wants_sleep()
+
+
 def test_forgetting_is_exact_for_those_without_tokens(base: UpperBlocks) -> None:
     trainer, without = trainer_of(base, whole=8), trainer_of(base, whole=8)
     entries = lesson(1, 30)

@@ -115,9 +115,10 @@ class Adapted:
 
     # --- asleep -------------------------------------------------------------------------------------------------------
 
-    def is_due(self, learned: int, memory: ReplayMemory) -> bool:
-        """Whether enough has been learned since the last sleep. learned: samples so far."""
-        if memory.used < self._settings.first or len(memory.counts()) < 2:
+    def is_due(self, learned: int, memory: ReplayMemory, most: Optional[int] = None) -> bool:
+        """Whether enough has been learned since the last sleep. learned: samples so far. most: that are kept, with tokens or without."""
+        slots = memory.slots if most is None else min(memory.slots, most)
+        if memory.used < min(self._settings.first, slots) or len(memory.counts()) < 2:
             return False
         return learned - self.learned_at >= max(self._settings.first, self._settings.growth * self.learned_at)
 
@@ -144,6 +145,8 @@ class Adapted:
             yield step
             if life != self._life:
                 return
+        for sample_id in [sample_id for sample_id in holdout if sample_id not in held or not self._codec.holds_tokens(held[sample_id][1])]:
+            del holdout[sample_id]  # forgotten, or trimmed, after the walk had come by
         self.serving, self._sums, self._holdout, self._left_out, self._rivals = serving, sums, holdout, left_out, None
         self.learned_at = learned
         self.sleeps += 1
@@ -223,16 +226,19 @@ class Adapted:
     ) -> Iterator[int]:
         """Fills sums and hold-out features through these blocks; what comes while it runs has a later id, and is walked over as well.
 
-        left_out: gets the ids of stored samples that the sums do not get.
+        left_out: gets the ids of stored samples that the sums do not get: doubted ones, and old ones that got their label while it ran.
         """
         last = ""
+        walked: Set[str] = set()
         while True:
             chunk = memory.after(last, self.microbatch)
             missing = [sample_id for sample_id, (_, code) in held.items() if sample_id not in holdout and self._codec.holds_tokens(code)][
                 : self.microbatch
             ]
             if not chunk.ids and not missing:
+                left_out |= set(memory.ids()) - walked
                 return
+            walked |= set(chunk.ids)
             if chunk.ids:
                 sure = chunk.standing != DOUBTED
                 left_out |= {chunk.ids[row] for row in np.flatnonzero(~sure)}

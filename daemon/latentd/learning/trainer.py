@@ -136,7 +136,7 @@ class Trainer:
 
     def wants_sleep(self) -> bool:
         """Whether enough was learned since the last sleep for another one to be worth its time."""
-        return self.adapted is not None and self.whole is not None and self.adapted.is_due(self.sums.count, self.whole)
+        return self.adapted is not None and self.whole is not None and self.adapted.is_due(self.sums.count, self.whole, self.memory.slots)
 
     def sleep(self) -> Iterator[int]:
         """One sleep of the adapted blocks; yields between its steps, where `take` may come in between. Its end makes a new version."""
@@ -174,10 +174,10 @@ class Trainer:
         elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
             trimmed = len(self.trimmed)
             self._floor.learn(entry)
-            if self.adapted is not None:
-                self.adapted.hold_no_more(self.trimmed[trimmed:])
             if self.adapted is not None and entry.holdout and self._codec.holds_tokens(entry.code):
                 self.adapted.hold_out(entry.sample_id, entry.code)
+            if self.adapted is not None:  # last: with little room it is the new one that has lost its tokens
+                self.adapted.hold_no_more(self.trimmed[trimmed:])
             return not entry.holdout
         return False
 
