@@ -144,7 +144,7 @@ def _examine(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str],
         console.print(f"  joules {harness.energy_text(energy)}")
     console.print(
         f"  replay memory {memory['used_bytes'] / 1e6:.2f} MB of {memory['budget_bytes'] / 1e6:.0f} MB "
-        f"({memory['used']} latents, {memory['codec']})"
+        f"({memory['used']} latents, {(memory['tokens'] or {'used': 0})['used']} with their tokens, {memory['codec']})"
     )
     return decisions
 

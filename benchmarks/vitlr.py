@@ -40,7 +40,7 @@ from latentd.vision import checkpoints
 PROFILE = {
     "backbone.class_tokens": 2,
     "learn.replay_bytes": 4_500_000,
-    "learn.token_bytes": 27_000_000,
+    "learn.token_bytes": 34_000_000,
     "learn.epochs": 0.0,
     "learn.holdout_every": 40,
     "learn.sleep_first": 500,
@@ -120,11 +120,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="orders at a time, each on one core; 0: one a core")
     parser.add_argument("--validation", action="store_true", help="hold out sessions 5 and 9 of the training, and leave the test alone")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the configuration")
+    parser.add_argument("--shipped", action="store_true", help="the daemon's defaults instead of the settings that keep within 64 MB")
     return parser.parse_args()
 
 
 def _settings(arguments: argparse.Namespace) -> config.Config:
-    flags: Dict[str, Any] = {**PROFILE, **dict(pair.split("=", 1) for pair in arguments.set)}
+    flags: Dict[str, Any] = {**({} if arguments.shipped else PROFILE), **dict(pair.split("=", 1) for pair in arguments.set)}
     return config.load(os.environ, {"backbone.split": arguments.split, **flags})
 
 

@@ -18,7 +18,7 @@ from latentd.learning.keeper import VersionKeeper
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay import catalogue
 from latentd.replay.journal import Journal
-from latentd.replay.memory import slot_bytes
+from latentd.replay.memory import DOUBTED, slot_bytes
 from latentd.replay.records import Entry, NewSample, sample_id_of
 from lessons import WAIT_S, limits
 from sleepers import CODEC, SETTINGS, D, code, latent, run
@@ -225,8 +225,12 @@ def test_a_version_of_before_there_were_two_memories_keeps_its_tokens_and_sleeps
     entries = [*lesson(1, 40), *lesson(41, 10, holdout=True)]
     run(trainer.take(entries))
     run(trainer.sleep())
+    for memory in trainer._floor._memories():
+        memory.judge(sample_id_of(7), DOUBTED)
     again.restore(*of_an_older_daemon(trainer), entries)
     assert whole_of(again) == whole_of(trainer)
+    assert again.whole is not None
+    assert again.whole.ids_of(DOUBTED) == (sample_id_of(7),), "no sleep may learn from it"
     assert (again.trimmed, again.evicted) == ([], [])
     assert all(CODEC.holds_tokens(code) for _, code in again._floor.holdout.values())
     assert again.adapted is not None and again.adapted.serving is None
@@ -258,6 +262,17 @@ def test_a_smaller_budget_keeps_fewer_tokens_and_everything_else(base: UpperBloc
     assert sum(CODEC.holds_tokens(code) for _, code in small._floor.holdout.values()) == 1
     assert len(small.trimmed) == 21 + 3
     assert small.memory.used == 40
+
+
+def test_a_version_from_when_there_was_one_memory_gives_its_tokens_to_the_second(base: UpperBlocks) -> None:
+    trainer = trainer_of(base, whole=28)
+    entries = lesson(1, 30)
+    run(trainer.take(entries))
+    arrays, facts = trainer.state()
+    again = trainer_of(base, whole=14)
+    again.restore({name: array for name, array in arrays.items() if name != "whole.seqs"}, {**facts, "whole": None}, entries)
+    assert len(whole_of(again)) == 14
+    assert sorted([*whole_of(again), *again.trimmed]) == sorted(trainer.memory.ids())
 
 
 def test_what_was_stored_without_tokens_teaches_the_floor_and_no_block(base: UpperBlocks) -> None:

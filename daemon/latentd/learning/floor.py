@@ -241,11 +241,9 @@ class Floor:
     def _restore_whole(
         self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], others: Sequence[Tuple[str, int, bytes]]
     ) -> None:
-        """Tokens of what had them; all others that are stored with tokens are trimmed: a crash came between, or there is no room. A version
-        that names none is of a daemon that kept all.
-        """
-        named = arrays["whole.seqs"].tolist() if "whole.seqs" in arrays else map(seq_of, (*self.holdout, *self.memory.ids()))
-        inside = set(named)
+        """Tokens of what had them; all others that are stored with tokens are trimmed: a crash came between, or there is no room."""
+        everything = [*(seq_of(sample_id) for sample_id in self.holdout), *arrays["memory.seqs"].tolist()]
+        inside = set(arrays["whole.seqs"].tolist() if "whole.seqs" in arrays else everything)  # an older version knew one memory
         for sample_id, (_, code) in list(self.holdout.items()):
             if len(code) > self._codec.features_bytes and seq_of(sample_id) not in inside:
                 self._trim_held(sample_id)
@@ -253,7 +251,8 @@ class Floor:
         known = [sample for sample in long if self.whole is not None and seq_of(sample[0]) in inside and sample[0] in self.memory]
         self.trimmed += sorted({sample[0] for sample in long} - {sample[0] for sample in known})
         if self.whole is not None:
-            self.trimmed += self.whole.memory.restore(facts.get("whole", facts["memory"]), known)
+            state = facts.get("whole") or facts["memory"]  # whose label was doubted in the one memory is doubted in both
+            self.trimmed += self.whole.memory.restore(state, known)
             while self.whole.crowds(self.holdout):  # a smaller budget
                 self._trim_held(self.whole.outstays(self.holdout))
 

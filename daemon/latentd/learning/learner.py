@@ -82,7 +82,7 @@ class Learner:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """busy: whether classify requests wait, which go before a step of learning; working: whether any images do, which go before one of
-        a sleep. restraint: says why a kind of work must wait now. clock: dates versions, may jump; monotonic: measures how far it is behind.
+        a sleep. restraint: says why a kind of work must wait now. clock: dates versions, may jump; monotonic: measures the lag.
         """
         self._journal = journal
         self._make_trainer = make_trainer
