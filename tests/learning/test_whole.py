@@ -32,9 +32,11 @@ def base(tmp_path: Path) -> UpperBlocks:
     return UpperBlocks.load(tiny.backbone(tmp_path), 1)
 
 
-def trainer_of(base: UpperBlocks, whole: int, features: int = 1 << 20, epochs: float = 0.0) -> Trainer:
+def trainer_of(base: UpperBlocks, whole: int, features: int = 1 << 20, epochs: float = 0.0, nats: float = 0.0) -> Trainer:
     """With room for the tokens of `whole` samples, and of one in the hold-out for every seven."""
-    settings = TrainerSettings(features, 16, epochs, 1e-3, 0.1, 0, token_bytes=-(-SLOT * whole * HELD_SHARE // (HELD_SHARE - 1)))
+    settings = TrainerSettings(
+        features, 16, epochs, 1e-3, 0.1, 0, doubt_nats=nats, token_bytes=-(-SLOT * whole * HELD_SHARE // (HELD_SHARE - 1))
+    )
     return Trainer(CODEC, 2 * D, settings, Adapted(base, CODEC, SETTINGS))
 
 
@@ -221,7 +223,7 @@ def of_an_older_daemon(trainer: Trainer) -> Tuple[Dict[str, NDArray[Any]], Dict[
 
 
 def test_a_version_of_before_there_were_two_memories_keeps_its_tokens_and_sleeps_again(base: UpperBlocks) -> None:
-    trainer, again = trainer_of(base, whole=512), trainer_of(base, whole=512)
+    trainer, again = (trainer_of(base, whole=512, nats=9.0) for _ in range(2))
     entries = [*lesson(1, 40), *lesson(41, 10, holdout=True)]
     run(trainer.take(entries))
     run(trainer.sleep())
