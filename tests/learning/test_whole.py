@@ -16,7 +16,7 @@ from latentd.learning.blocks import UpperBlocks
 from latentd.learning.floor import HELD_SHARE
 from latentd.learning.keeper import VersionKeeper
 from latentd.learning.trainer import Trainer, TrainerSettings
-from latentd.replay import catalogue
+from latentd.replay import log_table
 from latentd.replay.journal import Journal
 from latentd.replay.memory import DOUBTED, slot_bytes
 from latentd.replay.records import Entry, NewSample, sample_id_of
@@ -365,7 +365,7 @@ def test_all_tokens_can_be_dropped_at_once_and_that_is_durable(tmp_path: Path) -
 
 
 def test_many_tokens_are_dropped_in_pieces_that_each_take_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "_TRIM", 2)
+    monkeypatch.setattr(log_table, "_TRIM", 2)
     journal = journal_in(tmp_path)
     try:
         teach(journal, 5)

@@ -39,7 +39,6 @@ from latentd.replay.store import Store
 PRUNE_AGAIN_S = 60.0  # after a search for spent records that found too little
 _ROW_BYTES = 800  # of a record with its keys and indexes, rounded up
 _PRUNE = 1024
-_TRIM = 256  # latents that lose their tokens in one commit: some megabytes of the write-ahead log
 _PASSED_OVER = 4096  # rows that a page of samples may look at in vain: nobody else is served meanwhile
 
 
@@ -224,8 +223,7 @@ class Catalogue:
         self._prunable_seq, self._prune_at = max(self._prunable_seq, prunable_seq), 0.0
 
     def drop_tokens(self) -> bool:
-        """Leaves of some latents their features; False where no latent has more."""
-        return self._log.trim_latents(self._codec.features_bytes, _TRIM)
+        return self._log.trim_latents(self._codec.features_bytes)
 
     def _drop_latent(self, row: SampleRow) -> None:
         self._unindex(row)
