@@ -14,6 +14,7 @@ import tiny
 from latentd.config import Config
 from latentd.energy import board
 from latentd.errors import ConfigError
+from latentd.learning import gate, jury
 from latentd.replay.taught import read_taught
 from latentd.service.parts import Parts
 from latentd.service.supervisor import Daemon
@@ -152,3 +153,48 @@ def test_with_another_split_or_codec_of_tokens_the_blocks_begin_anew_and_the_flo
 def test_a_grid_that_does_not_fit_the_patches_stops_the_start_and_names_those_that_do(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1, 2, 3, 6 fit"):
         Daemon(settings(tmp_path, learn__token_grid=4)).start()
+
+
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that lets blocks in that are no better."""
+    for module in (gate, jury):
+        monkeypatch.setattr(module, "MIN_HOLDOUT", 1)
+    monkeypatch.setattr(gate, "HOLDOUT_Z", float("-inf"))
+    monkeypatch.setattr(gate, "CHANCE_Z", float("-inf"))
+    monkeypatch.setattr(gate, "MAX_NEGATIVE_FLIPS", 1.0)
+
+
+def predictions(daemon: Running, seed: int) -> Dict[str, float]:
+    found = daemon.post("/v1/classify", seed)["results"][0]["predictions"]
+    return {prediction["label"]: prediction["probability"] for prediction in found}
+
+
+def test_blocks_that_take_part_answer_over_http_before_a_restart_and_after_and_leave_with_what_they_learned(
+    running: Any, config: Config, lenient: None
+) -> None:
+    daemon = running(config)
+    teach(daemon, 24)
+    daemon.wait_for_sleep(25)
+    snapshot = daemon.parts[0].learner.snapshot
+    assert snapshot.wants_tokens
+    assert daemon.get("/v1/learner")["gate"]["reason"].startswith("takes part")
+    before = [predictions(daemon, seed) for seed in range(6)]
+    for found in before:
+        assert set(found) == set(KINDS)
+        assert sum(found.values()) == pytest.approx(1.0)
+    taught = daemon.post("/v1/learn", 24, params={"label": KINDS[0]})["results"][0]
+    assert taught["state"] == "learned", "the blocks have answered it and learned it"
+    before = [predictions(daemon, seed) for seed in range(6)]
+    daemon.end()
+
+    again = running(config)
+    assert again.parts[0].learner.snapshot.wants_tokens
+    for seed, found in enumerate(before):
+        now = predictions(again, seed)
+        assert [now[kind] for kind in KINDS] == pytest.approx([found[kind] for kind in KINDS], abs=1e-4)
+    learned = next(sample["sample_id"] for sample in again.get("/v1/samples")["samples"] if not sample["holdout"])
+    assert httpx.delete(f"{again.url}/v1/samples/{learned}", trust_env=False, timeout=WAIT_S).status_code < 300
+    while again.parts[0].learner.snapshot.wants_tokens:
+        threading.Event().wait(0.005)
+    assert set(predictions(again, 0)) == set(KINDS)
