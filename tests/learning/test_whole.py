@@ -16,8 +16,8 @@ from latentd.learning.blocks import UpperBlocks
 from latentd.learning.floor import HELD_SHARE
 from latentd.learning.keeper import VersionKeeper
 from latentd.learning.trainer import Trainer, TrainerSettings
-from latentd.replay import log_table
 from latentd.replay.journal import Journal
+from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import DOUBTED, slot_bytes
 from latentd.replay.records import Entry, NewSample, sample_id_of
 from lessons import WAIT_S, limits
@@ -289,6 +289,28 @@ def test_what_was_stored_without_tokens_teaches_the_floor_and_no_block(base: Upp
     assert sorted(trainer.candidate(NAMES, 0.0)[0].class_ids) == [0, 1]
 
 
+def test_what_was_learned_without_tokens_does_not_put_off_the_second_sleep(base: UpperBlocks) -> None:
+    """A folder of 40 samples of a daemon whose head alone learned: growth is of what the blocks can go over."""
+    head, cut = Trainer(LatentCodec(CODEC.features), 2 * D, TrainerSettings(1 << 20, 16, 0.0, 1e-3, 0.1, 0)), range(1, 41)
+    entries = list(trimmed(lesson(1, 40), [sample_id_of(seq) for seq in cut]))
+    run(head.take(entries))
+    trainer, replayed = trainer_of(base, whole=512), trainer_of(base, whole=512)
+    trainer.restore(*head.state(), entries)
+    run(replayed.take(entries))
+    for each in (trainer, replayed):
+        assert not each.wants_sleep()
+        run(each.take(lesson(41, 8)))
+        assert each.wants_sleep()
+        run(each.sleep())
+        run(each.take(lesson(49, 7)))
+        assert not each.wants_sleep()
+    again = trainer_of(base, whole=512)
+    again.restore(*trainer.state(), [*entries, *lesson(41, 15)])
+    for each in (trainer, replayed, again):
+        run(each.take(lesson(56, 1)))
+        assert each.wants_sleep()
+
+
 def test_where_the_blocks_stay_out_the_trained_head_is_asked_and_the_reason_tells_of_both(base: UpperBlocks) -> None:
     """Blocks of random weights know nothing that the floor does not."""
     trainer = trainer_of(base, whole=512, epochs=1.0)
@@ -345,44 +367,3 @@ def test_the_journal_cuts_tokens_only_once_a_version_without_them_is_on_the_disk
         assert journal.status().samples == 30
     finally:
         journal.close(WAIT_S)
-
-
-def test_all_tokens_can_be_dropped_at_once_and_that_is_durable(tmp_path: Path) -> None:
-    journal = journal_in(tmp_path)
-    teach(journal, 5)
-    size = journal.status().size_bytes
-    while journal.drop_tokens().result(WAIT_S):
-        pass
-    journal.close(WAIT_S)
-    again = journal_in(tmp_path)
-    try:
-        assert set(lengths(again).values()) == {CODEC.features_bytes}
-        assert again.status().size_bytes <= size
-        teach(again, 5)
-        assert again.status().samples == 5, "the same images are still known as taught"
-    finally:
-        again.close(WAIT_S)
-
-
-def test_many_tokens_are_dropped_in_pieces_that_each_take_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_table, "_TRIM", 2)
-    journal = journal_in(tmp_path)
-    try:
-        teach(journal, 5)
-        left = []
-        while journal.drop_tokens().result(WAIT_S):
-            left.append(sum(length == CODEC.code_bytes for length in lengths(journal).values()))
-        assert left == [3, 1, 0]
-    finally:
-        journal.close(WAIT_S)
-
-
-def test_a_code_is_read_with_its_tokens_or_without_and_in_no_other_length() -> None:
-    codes = [code(0, 1), code(1, 2)[: CODEC.features_bytes]]
-    features = CODEC.features_of(codes)
-    np.testing.assert_array_equal(features[0], CODEC.decode_features(np.frombuffer(codes[0], np.uint8)[None])[0])
-    np.testing.assert_array_equal(features[1], CODEC.decode_features(np.frombuffer(codes[1], np.uint8)[None])[0])
-    assert [CODEC.holds_tokens(each) for each in codes] == [True, False]
-    assert CODEC.features_of([]).shape == (0, 2 * D)
-    with pytest.raises(ValueError, match="bytes, not"):
-        CODEC.features_of([codes[0][:-1]])

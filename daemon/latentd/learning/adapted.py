@@ -52,6 +52,7 @@ class Adapted:
         self.microbatch = settings.microbatch  # halved where memory does not suffice for as many
         self.sleeps = 0
         self.learned_at = 0  # samples that had been learned when the last sleep began
+        self.bare = 0  # samples that were learned without tokens, which no sleep can ever go over: they make none due
         self.serving: Optional[UpperBlocks] = None
         self.blocks = self._fresh()
         self._sums = RidgeSums(base.features_width)
@@ -332,6 +333,7 @@ class Adapted:
     def state(self) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
         """Arrays and JSON-able facts that `restore` takes back; a sleep that runs now is not in them."""
         facts: Dict[str, Any] = {"sleeps": self.sleeps, "learned_at": self.learned_at, "serves": self.serving is not None}
+        facts["bare"] = self.bare
         facts["left_out"] = sorted(self._left_out)
         facts["of"] = self._identity()
         if not isinstance(self.serving, RankedBlocks):
@@ -340,14 +342,14 @@ class Adapted:
         arrays.update({f"adapted.{name}": value for name, value in {**self._sums.state(), **self.evidence.state()}.items()})
         return arrays, facts
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], held: Held) -> None:
-        """Takes back what `state` gave; nothing of what was made by other blocks, of other tokens, or before versions said of which."""
+    def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], held: Held) -> bool:
+        """Takes back what `state` gave. False: it was made by other blocks, of other tokens, or before versions said of which."""
         if facts.get("of") != self._identity():
             logger.info("the blocks begin anew: what they had learned was of another split, codec or rank, or of an older version")
-            return
-        self.sleeps, self.learned_at = int(facts["sleeps"]), int(facts["learned_at"])
+            return False
+        self.sleeps, self.learned_at, self.bare = int(facts["sleeps"]), int(facts["learned_at"]), int(facts.get("bare", 0))
         if not facts["serves"]:
-            return
+            return True
         own = {name[len("adapted.") :]: value for name, value in arrays.items() if name.startswith("adapted.")}
         with self._place.queue.work():
             self.blocks.restore(own)
@@ -358,6 +360,7 @@ class Adapted:
         whole = {sample_id: code for sample_id, (_, code) in held.items() if self._codec.holds_tokens(code)}
         if whole:
             self._holdout.update(zip(whole, self._features(self.serving, list(whole.values()))))
+        return True
 
     def _identity(self) -> Dict[str, Any]:
         """What its numbers are of: so many blocks, a change of this rank, tokens stored in this way."""

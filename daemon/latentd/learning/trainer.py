@@ -128,6 +128,7 @@ class Trainer:
             new = [entry for entry in fresh if entry.was is None]  # the others were moved
             codes, class_ids = _codes_and_classes([entry for entry in new if entry.code and self._codec.holds_tokens(entry.code)])
             self.adapted.leave_out(doubted)
+            self.adapted.bare += len(new) - len(codes)
             self.adapted.learn(codes, class_ids, self.features(codes), batch[0].seq)
             if self.adapted.wants_rivals():
                 yield 0
@@ -136,13 +137,20 @@ class Trainer:
 
     def wants_sleep(self) -> bool:
         """Whether enough was learned since the last sleep for another one to be worth its time."""
-        return self.adapted is not None and self.whole is not None and self.adapted.is_due(self.sums.count, self.whole, self.memory.slots)
+        return (
+            self.adapted is not None and self.whole is not None and self.adapted.is_due(self._with_tokens(), self.whole, self.memory.slots)
+        )
+
+    def _with_tokens(self) -> int:
+        """Samples learned so far that had tokens then; of those without, forgotten ones count no more."""
+        assert self.adapted is not None and self.whole is not None, "nobody else asks"
+        return self.sums.count - min(self.adapted.bare, max(0, self.sums.count - self.whole.used))
 
     def sleep(self) -> Iterator[int]:
         """One sleep of the adapted blocks; yields between its steps, where `take` may come in between. Its end makes a new version."""
         assert self.adapted is not None and self.whole is not None, "nothing sleeps without adapted blocks"
         sleeps = self.adapted.sleeps
-        yield from self.adapted.sleep(self.whole, self._floor.holdout, self.sums.count)
+        yield from self.adapted.sleep(self.whole, self._floor.holdout, self._with_tokens())
         self.version += self.adapted.sleeps - sleeps
         self.adapted.set_rivals(self.sums.solve())
 
@@ -301,8 +309,8 @@ class Trainer:
         if "head.shift" in arrays:
             self.head = self._new_head(np.zeros(self._width, np.float32), np.ones(self._width, np.float32))
             self.head.restore(arrays, facts["steps"])
-        if self.adapted is not None and facts["adapted"]:
-            self.adapted.restore(arrays, facts["adapted"], self._floor.holdout)
+        if self.adapted is not None and not (facts["adapted"] and self.adapted.restore(arrays, facts["adapted"], self._floor.holdout)):
+            self.adapted.bare = max(0, self.sums.count - (0 if self.whole is None else self.whole.used))  # what was learned before
         self.version, self.seq = int(facts["version"]), int(facts["seq"])
         self.prequential.restore(facts["prequential"])
         if "foresight" in facts:  # a version from before there was one begins with none
