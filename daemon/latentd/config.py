@@ -124,7 +124,7 @@ class LearnConfig:
     codec_kind: str = setting(
         "token",
         "quantizer: one range for all (tensor), one a class token (token), rotated (Hadamard + Lloyd-Max), or scattered (rotated, errors "
-        "of similar features independent)",
+        "of similar features independent); tokens have learn.token_codec_kind",
         choices=FEATURE_KINDS,
     )
     replay_bytes: int = setting(48 << 20, "budget of the replay memory", "bytes", 1 << 14, 1 << 36)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, List, Sequence
+from typing import Any, List, Mapping, Sequence, Tuple
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from latentd.errors import JournalError, LearnerError, Overloaded
 from latentd.learning import checkpoint, gate, keeper, pacing
+from latentd.learning.accuracy import AccuracyReport
 from latentd.learning.learner import Learner
+from latentd.learning.snapshot import Snapshot
 from latentd.learning.trainer import Trainer
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
@@ -139,6 +142,29 @@ def test_a_candidate_that_flips_too_many_right_answers_is_not_published_and_the_
     assert found["candidate_correct"] == found["floor_correct"] - found["negative_flips"] + found["positive_flips"]
     assert found["negative_flips"] > found["negative_flips_allowed"] == int(0.02 * found["holdout"])
     assert (found["trained_weight"], "holdout" in witness.reasons) == (0.0, True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "weight", "refused"),
+    [
+        ("blocks kept out: hold-out 1; head kept out: hold-out 2", 0.0, True),
+        ("blocks kept out: hold-out 1; head takes part: hold-out 2", 0.5, False),
+        ("blocks 0 hold-out samples are too few to judge (30 needed); head nothing trained yet", 0.0, False),
+    ],
+)
+def test_what_is_kept_out_is_counted_unless_another_part_is_let_in(tmp_path: Path, reason: str, weight: float, refused: bool) -> None:
+    class Judged(Trainer):
+        def candidate(self, names: Mapping[int, str], published_at: float) -> Tuple[Snapshot, AccuracyReport]:
+            made = super().candidate(names, published_at)
+            assert self.last_verdict is not None
+            self.last_verdict = replace(self.last_verdict, reason=reason, weight=weight)
+            return made
+
+    witness = Witness()
+    with running_journal(tmp_path) as journal, running_learner(journal, tmp_path, make=made(Judged), observer=witness) as learner:
+        taught(learner, journal, [("cat", 1)])
+        assert learner.status().last_publish_rejected == (reason if refused else None)
+    assert ("holdout" in witness.reasons) is refused
 
 
 # --- behaving ---

@@ -136,6 +136,22 @@ def test_what_is_taught_meanwhile_is_no_reason_to_begin_again(base: UpperBlocks)
     assert trainer.sums.count_of(2) == trainer.adapted._sums.count_of(2) == 5
 
 
+def test_a_sleep_that_much_was_taught_meanwhile_gives_way_to_another_one(base: UpperBlocks) -> None:
+    trainer = taught(base, upto=20)
+    sleep = trainer.sleep()
+    next(sleep)
+    for first in range(21, 41, RUN):
+        run(trainer.take([entry(seq) for seq in range(first, first + RUN)]))
+    version = trainer.version
+    assert run(sleep) == 0
+    adapted, _, whole = parts(trainer)
+    assert (adapted.sleeps, trainer.version, len(adapted.evidence)) == (0, version, 0)
+    assert whole.drawable == whole.used
+    assert trainer.wants_sleep()
+    run(trainer.sleep())
+    assert len(adapted.evidence) == 40, "everything is asked"
+
+
 def test_it_is_rehearsed_once_and_not_where_the_blocks_have_answered_enough(base: UpperBlocks, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = taught(base)
     adapted, _, _ = parts(trainer)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import tiny
 from latentd.learning.adapted import Adapted
@@ -16,7 +17,8 @@ from latentd.learning.floor import HELD_SHARE
 from latentd.learning.keeper import VersionKeeper
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.journal import Journal
-from latentd.replay.memory import slot_bytes
+from latentd.replay.latents import LatentCodec
+from latentd.replay.memory import DOUBTED, slot_bytes
 from latentd.replay.records import Entry, NewSample, sample_id_of
 from lessons import WAIT_S, limits
 from sleepers import CODEC, SETTINGS, D, code, latent, run
@@ -30,9 +32,11 @@ def base(tmp_path: Path) -> UpperBlocks:
     return UpperBlocks.load(tiny.backbone(tmp_path), 1)
 
 
-def trainer_of(base: UpperBlocks, whole: int, features: int = 1 << 20, epochs: float = 0.0) -> Trainer:
+def trainer_of(base: UpperBlocks, whole: int, features: int = 1 << 20, epochs: float = 0.0, nats: float = 0.0) -> Trainer:
     """With room for the tokens of `whole` samples, and of one in the hold-out for every seven."""
-    settings = TrainerSettings(features, 16, epochs, 1e-3, 0.1, 0, token_bytes=-(-SLOT * whole * HELD_SHARE // (HELD_SHARE - 1)))
+    settings = TrainerSettings(
+        features, 16, epochs, 1e-3, 0.1, 0, doubt_nats=nats, token_bytes=-(-SLOT * whole * HELD_SHARE // (HELD_SHARE - 1))
+    )
     return Trainer(CODEC, 2 * D, settings, Adapted(base, CODEC, SETTINGS))
 
 
@@ -82,6 +86,59 @@ def test_the_hold_out_keeps_tokens_of_few_and_of_every_class(base: UpperBlocks) 
     assert len(trainer.trimmed) == 16
     assert trainer.adapted is not None
     assert [sample_id for sample_id in trainer._floor.holdout if trainer.adapted.answers(sample_id)] == held
+
+
+def test_a_hold_out_sample_that_has_no_room_for_its_tokens_is_none_that_the_blocks_answer(base: UpperBlocks) -> None:
+    trainer = trainer_of(base, whole=28)
+    run(trainer.take(lesson(1, 20)))
+    run(trainer.sleep())
+    assert trainer._floor.whole is not None and trainer.adapted is not None
+    trainer._floor.whole._most_held = 0
+    run(trainer.take(lesson(21, 1, holdout=True)))
+    assert trainer.trimmed == [sample_id_of(21)]
+    assert not trainer.adapted.answers(sample_id_of(21))
+
+
+def test_a_hold_out_sample_that_is_trimmed_or_forgotten_near_the_end_of_a_sleep_is_none_that_the_blocks_answer(base: UpperBlocks) -> None:
+    trainer = trainer_of(base, whole=28)
+    run(trainer.take(lesson(1, 20)))
+    run(trainer.take(lesson(21, 4, holdout=True)))
+    assert trainer.adapted is not None and trainer.whole is not None
+    steps = trainer.sleep()
+    for _ in range(trainer.adapted.steps(trainer.whole) * SETTINGS.minibatch // SETTINGS.microbatch + 2):  # into the walk
+        next(steps)
+    run(trainer.take(lesson(25, 2, holdout=True)))
+    run(trainer.take([Entry(27, "forget", 27, sample_id_of(23), None, 1, True, code(1, 23), 0.0)]))
+    run(steps)
+    assert trainer.adapted.sleeps == 1
+    assert trainer.trimmed == [sample_id_of(21), sample_id_of(22)]
+    assert sorted(trainer.adapted._holdout) == [sample_id_of(seq) for seq in (24, 25, 26)]
+
+
+def test_an_old_sample_that_gets_its_label_after_the_walk_has_passed_is_in_no_sum_and_moves_in_none(base: UpperBlocks) -> None:
+    trainer = trainer_of(base, whole=64)
+    run(trainer.take(lesson(2, 20)))
+    assert trainer.adapted is not None and trainer.whole is not None
+    steps = trainer.sleep()
+    for _ in range(trainer.adapted.steps(trainer.whole) * SETTINGS.minibatch // SETTINGS.microbatch + 2):
+        next(steps)
+    waited = code(0, 1)
+    run(trainer.take([Entry(22, "relabel", 22, sample_id_of(1), 0, None, False, waited, 0.0)]))
+    run(steps)
+    assert trainer.adapted.sleeps == 1 and sample_id_of(1) in trainer.whole
+    before = [trainer.adapted._sums.count_of(class_id) for class_id in (0, 1)]
+    run(trainer.take([Entry(23, "relabel", 23, sample_id_of(1), 1, 0, False, waited, 0.0)]))
+    assert before == [10, 10] == [trainer.adapted._sums.count_of(class_id) for class_id in (0, 1)]
+
+
+@pytest.mark.parametrize(("whole", "features"), [(6, 1 << 20), (64, 6 * slot_bytes(CODEC.features_bytes))], ids=["tokens", "features"])
+def test_where_fewer_fit_than_a_first_sleep_asks_for_it_comes_when_the_memory_is_full(base: UpperBlocks, whole: int, features: int) -> None:
+    trainer = trainer_of(base, whole, features)
+    run(trainer.take(lesson(1, 7)))
+    assert not trainer.wants_sleep(), f"{SETTINGS.first} are needed"
+    run(trainer.take(lesson(8, 1)))
+    assert len(whole_of(trainer)) == 6 < SETTINGS.first
+    assert trainer.wants_sleep()
 
 
 def test_forgetting_is_exact_for_those_without_tokens(base: UpperBlocks) -> None:
@@ -158,6 +215,45 @@ def test_a_restart_finds_the_same_tokens_and_gives_the_same_answers(base: UpperB
     assert whole_of(again) == whole_of(trainer)
 
 
+def of_an_older_daemon(trainer: Trainer) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
+    """Its version as one wrote it that had one memory, of samples with their tokens, and did not say what its blocks were made of."""
+    arrays, facts = trainer.state()
+    del arrays["whole.seqs"], facts["whole"], facts["adapted"]["of"]
+    return arrays, facts
+
+
+def test_a_version_of_before_there_were_two_memories_keeps_its_tokens_and_sleeps_again(base: UpperBlocks) -> None:
+    trainer, again = (trainer_of(base, whole=512, nats=9.0) for _ in range(2))
+    entries = [*lesson(1, 40), *lesson(41, 10, holdout=True)]
+    run(trainer.take(entries))
+    run(trainer.sleep())
+    for memory in trainer._floor._memories():
+        memory.judge(sample_id_of(7), DOUBTED)
+    again.restore(*of_an_older_daemon(trainer), entries)
+    assert whole_of(again) == whole_of(trainer)
+    assert again.whole is not None
+    assert again.whole.ids_of(DOUBTED) == (sample_id_of(7),), "no sleep may learn from it"
+    assert (again.trimmed, again.evicted) == ([], [])
+    assert all(CODEC.holds_tokens(code) for _, code in again._floor.holdout.values())
+    assert again.adapted is not None and again.adapted.serving is None
+    assert again.wants_sleep()
+
+
+def test_a_version_of_other_blocks_or_another_rank_is_read_without_them(base: UpperBlocks, tmp_path: Path) -> None:
+    trainer = trainer_of(base, whole=512)
+    entries = lesson(1, 40)
+    run(trainer.take(entries))
+    run(trainer.sleep())
+    fewer = UpperBlocks.load(tiny.backbone(tmp_path), 2)
+    for state in (trainer.state(), of_an_older_daemon(trainer)):
+        for blocks, settings in ((fewer, SETTINGS), (base, dataclasses.replace(SETTINGS, rank=1 + SETTINGS.rank))):
+            again = trainer_of(base, whole=512)
+            again.adapted = Adapted(blocks, CODEC, settings)
+            again.restore(*state, entries)
+            assert again.adapted.serving is None
+            assert again.wants_sleep()
+
+
 def test_a_smaller_budget_keeps_fewer_tokens_and_everything_else(base: UpperBlocks) -> None:
     trainer = trainer_of(base, whole=28)
     entries = [*lesson(1, 40), *lesson(41, 10, holdout=True)]
@@ -191,6 +287,28 @@ def test_what_was_stored_without_tokens_teaches_the_floor_and_no_block(base: Upp
     assert not trainer.wants_sleep()
     assert trainer.tokens([entry.code for entry in entries if entry.code]) is None
     assert sorted(trainer.candidate(NAMES, 0.0)[0].class_ids) == [0, 1]
+
+
+def test_what_was_learned_without_tokens_does_not_put_off_the_second_sleep(base: UpperBlocks) -> None:
+    """A folder of 40 samples of a daemon whose head alone learned: growth is of what the blocks can go over."""
+    head, cut = Trainer(LatentCodec(CODEC.features), 2 * D, TrainerSettings(1 << 20, 16, 0.0, 1e-3, 0.1, 0)), range(1, 41)
+    entries = list(trimmed(lesson(1, 40), [sample_id_of(seq) for seq in cut]))
+    run(head.take(entries))
+    trainer, replayed = trainer_of(base, whole=512), trainer_of(base, whole=512)
+    trainer.restore(*head.state(), entries)
+    run(replayed.take(entries))
+    for each in (trainer, replayed):
+        assert not each.wants_sleep()
+        run(each.take(lesson(41, 8)))
+        assert each.wants_sleep()
+        run(each.sleep())
+        run(each.take(lesson(49, 7)))
+        assert not each.wants_sleep()
+    again = trainer_of(base, whole=512)
+    again.restore(*trainer.state(), [*entries, *lesson(41, 15)])
+    for each in (trainer, replayed, again):
+        run(each.take(lesson(56, 1)))
+        assert each.wants_sleep()
 
 
 def test_where_the_blocks_stay_out_the_trained_head_is_asked_and_the_reason_tells_of_both(base: UpperBlocks) -> None:
@@ -249,30 +367,3 @@ def test_the_journal_cuts_tokens_only_once_a_version_without_them_is_on_the_disk
         assert journal.status().samples == 30
     finally:
         journal.close(WAIT_S)
-
-
-def test_all_tokens_can_be_dropped_at_once_and_that_is_durable(tmp_path: Path) -> None:
-    journal = journal_in(tmp_path)
-    teach(journal, 5)
-    size = journal.status().size_bytes
-    journal.drop_tokens().result(WAIT_S)
-    journal.close(WAIT_S)
-    again = journal_in(tmp_path)
-    try:
-        assert set(lengths(again).values()) == {CODEC.features_bytes}
-        assert again.status().size_bytes <= size
-        teach(again, 5)
-        assert again.status().samples == 5, "the same images are still known as taught"
-    finally:
-        again.close(WAIT_S)
-
-
-def test_a_code_is_read_with_its_tokens_or_without_and_in_no_other_length() -> None:
-    codes = [code(0, 1), code(1, 2)[: CODEC.features_bytes]]
-    features = CODEC.features_of(codes)
-    np.testing.assert_array_equal(features[0], CODEC.decode_features(np.frombuffer(codes[0], np.uint8)[None])[0])
-    np.testing.assert_array_equal(features[1], CODEC.decode_features(np.frombuffer(codes[1], np.uint8)[None])[0])
-    assert [CODEC.holds_tokens(each) for each in codes] == [True, False]
-    assert CODEC.features_of([]).shape == (0, 2 * D)
-    with pytest.raises(ValueError, match="bytes, not"):
-        CODEC.features_of([codes[0][:-1]])

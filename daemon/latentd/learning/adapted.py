@@ -67,6 +67,7 @@ class Adapted:
         self.microbatch = settings.microbatch  # halved where memory does not suffice for as many
         self.sleeps = 0
         self.learned_at = 0  # samples that had been learned when the last sleep began
+        self.bare = 0  # samples that were learned without tokens, which no sleep can ever go over: they make none due
         self.serving: Optional[UpperBlocks] = None
         self.blocks = self._fresh()
         self._sums = RidgeSums(base.features_width)
@@ -130,9 +131,10 @@ class Adapted:
 
     # --- asleep -------------------------------------------------------------------------------------------------------
 
-    def is_due(self, learned: int, memory: ReplayMemory) -> bool:
-        """Whether enough has been learned since the last sleep. learned: samples so far."""
-        if memory.used < self._settings.first or len(memory.counts()) < 2:
+    def is_due(self, learned: int, memory: ReplayMemory, most: Optional[int] = None) -> bool:
+        """Whether enough has been learned since the last sleep. learned: samples so far. most: that are kept, with tokens or without."""
+        slots = memory.slots if most is None else min(memory.slots, most)
+        if memory.used < min(self._settings.first, slots) or len(memory.counts()) < 2:
             return False
         return learned - self.learned_at >= max(self._settings.first, self._settings.growth * self.learned_at)
 
@@ -176,6 +178,9 @@ class Adapted:
             yield step
             if life != self._life:
                 return None
+        for sample_id in list(dreamt.holdout):
+            if sample_id not in held or not self._codec.holds_tokens(held[sample_id][1]):
+                del dreamt.holdout[sample_id]  # forgotten, or trimmed, after the walk had come by
         return dreamt
 
     def steps(self, memory: ReplayMemory) -> int:
@@ -253,16 +258,19 @@ class Adapted:
     ) -> Iterator[int]:
         """Fills sums and hold-out features through these blocks; what comes while it runs has a later id, and is walked over as well.
 
-        left_out: gets the ids of stored samples that the sums do not get.
+        left_out: gets the ids of stored samples that the sums do not get: doubted ones, and old ones that got their label while it ran.
         """
         last = ""
+        walked: Set[str] = set()
         while True:
             chunk = memory.after(last, self.microbatch)
             missing = [sample_id for sample_id, (_, code) in held.items() if sample_id not in holdout and self._codec.holds_tokens(code)][
                 : self.microbatch
             ]
             if not chunk.ids and not missing:
+                left_out |= set(memory.ids()) - walked
                 return
+            walked |= set(chunk.ids)
             if chunk.ids:
                 sure = ~np.isin(chunk.standing, (DOUBTED, AWAY))
                 left_out |= {chunk.ids[row] for row in np.flatnonzero(~sure)}
@@ -343,6 +351,7 @@ class Adapted:
     def state(self) -> Tuple[Dict[str, NDArray[Any]], Dict[str, Any]]:
         """Arrays and JSON-able facts that `restore` takes back; a sleep that runs now is not in them."""
         facts: Dict[str, Any] = {"sleeps": self.sleeps, "learned_at": self.learned_at, "serves": self.serving is not None}
+        facts["bare"] = self.bare
         facts["left_out"] = sorted(self._left_out)
         facts["of"] = self._identity()
         if not isinstance(self.serving, RankedBlocks):
@@ -351,14 +360,14 @@ class Adapted:
         arrays.update({f"adapted.{name}": value for name, value in {**self._sums.state(), **self.evidence.state()}.items()})
         return arrays, facts
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], held: Held) -> None:
-        """Takes back what `state` gave; nothing of what was made by other blocks or of other tokens."""
-        if facts.get("of", self._identity()) != self._identity():
-            logger.info("the blocks begin anew: what they had learned was of another split or codec")
-            return
-        self.sleeps, self.learned_at = int(facts["sleeps"]), int(facts["learned_at"])
+    def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], held: Held) -> bool:
+        """Takes back what `state` gave. False: it was made by other blocks, of other tokens, or before versions said of which."""
+        if facts.get("of") != self._identity():
+            logger.info("the blocks begin anew: what they had learned was of another split, codec or rank, or of an older version")
+            return False
+        self.sleeps, self.learned_at, self.bare = int(facts["sleeps"]), int(facts["learned_at"]), int(facts.get("bare", 0))
         if not facts["serves"]:
-            return
+            return True
         own = {name[len("adapted.") :]: value for name, value in arrays.items() if name.startswith("adapted.")}
         with self._place.queue.work():
             self.blocks.restore(own)
@@ -369,7 +378,8 @@ class Adapted:
         whole = {sample_id: code for sample_id, (_, code) in held.items() if self._codec.holds_tokens(code)}
         if whole:
             self._holdout.update(zip(whole, self._features(self.serving, list(whole.values()))))
+        return True
 
     def _identity(self) -> Dict[str, Any]:
-        """What its numbers are of: so many blocks, tokens stored in this way."""
-        return {"features": self._base.features_width, **self._codec.tokens_identity()}
+        """What its numbers are of: so many blocks, a change of this rank, tokens stored in this way."""
+        return {"features": self._base.features_width, "rank": self._settings.rank, **self._codec.tokens_identity()}

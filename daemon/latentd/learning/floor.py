@@ -8,8 +8,8 @@ clears it. Everything here is the same whenever the same log is learned. Owned b
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from typing import AbstractSet, Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Set, Tuple
+from collections import deque
+from typing import AbstractSet, Any, Deque, Dict, Iterable, Iterator, List, Mapping, Sequence, Set, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from latentd.learning.analytic import RidgeSums
 from latentd.learning.doubt import Doubts
 from latentd.replay.latents import LatentCodec
-from latentd.replay.memory import DOUBTED, PLAIN, VOUCHED, ReplayMemory
+from latentd.replay.memory import DOUBTED, PLAIN, VOUCHED, ReplayMemory, slot_bytes
 from latentd.replay.packing import Bytes
 from latentd.replay.records import Entry, seq_of
 
@@ -37,21 +37,22 @@ class Whole:
 
     def __init__(self, codec: LatentCodec, token_bytes: int, seed: int) -> None:
         """Raises ConfigError where the budget holds not one latent."""
-        held = token_bytes // HELD_SHARE
+        held = min(token_bytes // HELD_SHARE, max(0, token_bytes - slot_bytes(codec.code_bytes)))  # one to learn from comes first
         self._codec = codec
         self._most_held = held // codec.code_bytes
         self.memory = ReplayMemory(str(codec), codec.code_bytes, token_bytes - held, seed, key="learn.token_bytes")
 
-    def crowds(self, holdout: Held) -> bool:
-        """Whether more samples of the hold-out have their tokens than there is room for."""
-        return sum(1 for _, code in holdout.values() if self._codec.holds_tokens(code)) > self._most_held
-
-    def outstays(self, holdout: Held) -> str:
-        """Whose tokens go: the oldest of the class that has most."""
-        having = [(sample_id, class_id) for sample_id, (class_id, code) in holdout.items() if self._codec.holds_tokens(code)]
-        counts = Counter(class_id for _, class_id in having)
-        most = max(counts.values())
-        return next(sample_id for sample_id, class_id in having if counts[class_id] == most)
+    def outstay(self, holdout: Held) -> List[str]:
+        """Whose tokens have no room among the hold-out's: the oldest of the class that has most, and again."""
+        having: Dict[int, Deque[Tuple[int, str]]] = {}
+        for place, (sample_id, (class_id, code)) in enumerate(holdout.items()):
+            if self._codec.holds_tokens(code):
+                having.setdefault(class_id, deque()).append((place, sample_id))
+        gone = []
+        for _ in range(sum(map(len, having.values())) - self._most_held):
+            most = max((each for each in having.values() if each), key=lambda each: (len(each), -each[0][0]))
+            gone.append(most.popleft()[1])
+        return gone
 
 
 class Floor:
@@ -87,8 +88,7 @@ class Floor:
         assert entry.class_id is not None and entry.code is not None, "only labelled samples with a latent are learned"
         if entry.holdout:
             self.holdout[entry.sample_id] = (entry.class_id, entry.code)
-            if self.whole is not None and self.whole.crowds(self.holdout):
-                self._trim_held(self.whole.outstays(self.holdout))
+            self._make_room()
             return
         self.sums.add(self.features([entry.code]), [entry.class_id])
         gone = self.memory.admit(entry.sample_id, entry.class_id, entry.code[: self._codec.features_bytes])
@@ -105,6 +105,10 @@ class Floor:
         gone = whole.memory.admit(entry.sample_id, entry.class_id, entry.code)
         if gone is not None:
             self.trimmed.append(gone)
+
+    def _make_room(self) -> None:
+        for sample_id in [] if self.whole is None else self.whole.outstay(self.holdout):
+            self._trim_held(sample_id)
 
     def _trim_held(self, sample_id: str) -> None:
         class_id, code = self.holdout[sample_id]
@@ -252,9 +256,9 @@ class Floor:
         known = [sample for sample in long if self.whole is not None and seq_of(sample[0]) in inside and sample[0] in self.memory]
         self.trimmed += sorted({sample[0] for sample in long} - {sample[0] for sample in known})
         if self.whole is not None:
-            self.trimmed += self.whole.memory.restore(facts.get("whole") or self.whole.memory.state(), known)
-            while self.whole.crowds(self.holdout):  # a smaller budget
-                self._trim_held(self.whole.outstays(self.holdout))
+            state = facts.get("whole") or facts["memory"]  # whose label was doubted in the one memory is doubted in both
+            self.trimmed += self.whole.memory.restore(state, known)
+            self._make_room()  # a smaller budget
 
     def _leave_out(self, unlabelled: AbstractSet[str]) -> None:
         """Out of the sums with samples that they hold, but the memory does not."""

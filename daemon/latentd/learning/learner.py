@@ -352,7 +352,7 @@ class Learner:
         if verdict is None:
             return
         self._gate = gate_facts(verdict)
-        if verdict.reason.startswith("kept out"):
+        if not verdict.weight and "kept out: " in verdict.reason:
             self._rejected = verdict.reason
             self._observer.rejected("holdout")
 

@@ -6,6 +6,7 @@ journal after a restart or in process. Owned by the learner thread.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import Any, Dict, Generator, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -33,6 +34,7 @@ MIN_TRAIN = 32  # the head is made when this many samples of two classes are the
 NEW_SHARE = (
     21 / 128
 )  # new latents in a mini-batch (Pellegrini et al. 2020, "Latent replay for real-time continual learning": 21 new + 107 replayed)
+STALE = 1.25  # times what had been learned when a sleep began: its classes, and who is asked in its rehearsal, are those of then
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Trainer:
             new = [entry for entry in fresh if entry.was is None]  # the others were moved
             codes, class_ids = _codes_and_classes([entry for entry in new if entry.code and self._codec.holds_tokens(entry.code)])
             self.adapted.leave_out(doubted)
+            self.adapted.bare += len(new) - len(codes)
             self.adapted.learn(codes, class_ids, self.features(codes), batch[0].seq)
             if self.adapted.wants_rivals():
                 yield 0
@@ -137,17 +140,36 @@ class Trainer:
 
     def wants_sleep(self) -> bool:
         """Whether enough was learned since the last sleep for another one to be worth its time."""
-        return self.adapted is not None and self.whole is not None and self.adapted.is_due(self.sums.count, self.whole)
+        return (
+            self.adapted is not None and self.whole is not None and self.adapted.is_due(self._with_tokens(), self.whole, self.memory.slots)
+        )
+
+    def _with_tokens(self) -> int:
+        """Samples learned so far that had tokens then; of those without, forgotten ones count no more."""
+        assert self.adapted is not None and self.whole is not None, "nobody else asks"
+        return self.sums.count - min(self.adapted.bare, max(0, self.sums.count - self.whole.used))
 
     def sleep(self) -> Iterator[int]:
         """One sleep of the adapted blocks; yields between its steps, where `take` may come in between. Its end makes a new version."""
         assert self.adapted is not None and self.whole is not None, "nothing sleeps without adapted blocks"
         sleeps = self.adapted.sleeps
-        if rehearsal.wanted(self.adapted) and not (yield from rehearsal.rehearse(self.adapted, self._floor, self._settings.seed)):
-            return
-        yield from self.adapted.sleep(self.whole, self._floor.holdout, self.sums.count)
-        self.version += self.adapted.sleeps - sleeps
-        self.adapted.set_rivals(self.sums.solve())
+        yield from self._until_stale(self._sleep(self.adapted, self.whole))
+        if self.adapted.sleeps > sleeps:
+            self.version += 1
+            self.adapted.set_rivals(self.sums.solve())
+
+    def _sleep(self, adapted: Adapted, whole: ReplayMemory) -> Generator[int, None, None]:
+        if not rehearsal.wanted(adapted) or (yield from rehearsal.rehearse(adapted, self._floor, self._settings.seed)):
+            yield from adapted.sleep(whole, self._floor.holdout, self._with_tokens())
+
+    def _until_stale(self, sleep: Generator[int, None, None]) -> Iterator[int]:
+        """The same steps; none any more once so much was learned meanwhile that another sleep would know better."""
+        stale_at = STALE * self.sums.count
+        with closing(sleep):
+            for step in sleep:
+                yield step
+                if self.sums.count > stale_at:
+                    return
 
     def tokens(self, codes: Sequence[bytes]) -> Optional[NDArray[np.float32]]:
         """(B, N, D) decoded tokens; None where one of them has none."""
@@ -177,10 +199,10 @@ class Trainer:
         elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
             trimmed = len(self.trimmed)
             self._floor.learn(entry)
-            if self.adapted is not None:
-                self.adapted.hold_no_more(self.trimmed[trimmed:])
             if self.adapted is not None and entry.holdout and self._codec.holds_tokens(entry.code):
                 self.adapted.hold_out(entry.sample_id, entry.code)
+            if self.adapted is not None:  # last: with little room it is the new one that has lost its tokens
+                self.adapted.hold_no_more(self.trimmed[trimmed:])
             return not entry.holdout
         return False
 
@@ -304,8 +326,8 @@ class Trainer:
         if "head.shift" in arrays:
             self.head = self._new_head(np.zeros(self._width, np.float32), np.ones(self._width, np.float32))
             self.head.restore(arrays, facts["steps"])
-        if self.adapted is not None and facts["adapted"]:
-            self.adapted.restore(arrays, facts["adapted"], self._floor.holdout)
+        if self.adapted is not None and not (facts["adapted"] and self.adapted.restore(arrays, facts["adapted"], self._floor.holdout)):
+            self.adapted.bare = max(0, self.sums.count - (0 if self.whole is None else self.whole.used))  # what was learned before
         self.version, self.seq = int(facts["version"]), int(facts["seq"])
         self.prequential.restore(facts["prequential"])
         if "foresight" in facts:  # a version from before there was one begins with none

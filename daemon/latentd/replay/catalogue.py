@@ -222,8 +222,8 @@ class Catalogue:
             self.purge_due = True
         self._prunable_seq, self._prune_at = max(self._prunable_seq, prunable_seq), 0.0
 
-    def drop_tokens(self) -> None:
-        self._log.trim_latents(self._codec.features_bytes)
+    def drop_tokens(self) -> bool:
+        return self._log.trim_latents(self._codec.features_bytes)
 
     def _drop_latent(self, row: SampleRow) -> None:
         self._unindex(row)

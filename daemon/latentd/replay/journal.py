@@ -149,8 +149,10 @@ class Journal:
         """
         return self._submit(lambda: self._catalogue.settle(seq, evicted, prunable_seq, trimmed))
 
-    def drop_tokens(self) -> Future[None]:
-        """Leaves of every latent its features: what stores tokens has changed."""
+    def drop_tokens(self) -> Future[bool]:
+        """Leaves of some latents their features, for what stores tokens has changed. To be called until it is False: there is none with
+        more.
+        """
         return self._submit(lambda: self._catalogue.drop_tokens())
 
     def put_counters(self, name: str, counters: Dict[str, Any]) -> Future[None]:

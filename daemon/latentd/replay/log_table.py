@@ -12,6 +12,7 @@ from latentd.replay.store import Store
 
 Row = Union[SampleRow, ChangeRow]
 _PAGE = 512
+_TRIM = 256  # latents cut in one commit: some megabytes of the write-ahead log
 
 
 class LogTable:
@@ -98,9 +99,9 @@ class LogTable:
         if seq is not None and code is not None and len(code) > length:
             self.put_latent(seq, code[:length])
 
-    def trim_latents(self, length: int) -> None:
-        """The same with every latent."""
-        self._store.cut("l/", length)
+    def trim_latents(self, length: int) -> bool:
+        """The same with some latents; False where none is longer."""
+        return self._store.cut("l/", length, _TRIM)
 
     def delete_latent(self, seq: int) -> None:
         self._store.delete([_latent_key(seq)])

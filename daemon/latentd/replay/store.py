@@ -70,11 +70,17 @@ class Store:
         for key in keys:
             self._db.conn.execute(f'DELETE FROM "{TABLE}" WHERE key = ?', (key,))
 
-    def cut(self, prefix: str, length: int) -> None:
-        """Queues for the next commit: of every value whose key starts with `prefix`, its first bytes alone."""
+    def cut(self, prefix: str, length: int, limit: int) -> bool:
+        """Queues for the next commit: of at most `limit` longer values whose key starts with `prefix`, their first bytes alone. False
+        where none is longer.
+        """
+        longer = f'SELECT key FROM "{TABLE}" WHERE key > ? AND key < ? AND length(value) > ? LIMIT ?'
+        found = (prefix, _after(prefix), length, limit)
+        if self._row(longer, (*found[:3], 1)) is None:
+            return False
         self._dirty = True
-        query = f'UPDATE "{TABLE}" SET value = substr(value, 1, ?) WHERE key > ? AND key < ? AND length(value) > ?'
-        self._db.conn.execute(query, (length, prefix, _after(prefix), length))
+        self._db.conn.execute(f'UPDATE "{TABLE}" SET value = substr(value, 1, ?) WHERE key IN ({longer})', (length, *found))
+        return True
 
     def get(self, key: str) -> Optional[bytes]:
         row = self._row(f'SELECT value FROM "{TABLE}" WHERE key = ?', (key,))

@@ -10,7 +10,7 @@ import logging
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, suppress
-from typing import Callable, Optional, Tuple
+from typing import Any, Callable, Mapping, Optional, Tuple
 
 from latentd import headroom
 from latentd.config import Config
@@ -165,14 +165,23 @@ def _require_same_latents(journal: Journal, config: Config, spec: StageSpec, cod
     changed = {key: f"{key} was {theirs.get(key)}, now {value}" for key, value in mine.items() if theirs.get(key) != value}
     if changed and not set(changed) - set(tokens):
         log.warning("the blocks above the split begin anew, on what is taught from now on: %s", "; ".join(changed.values()))
-        journal.drop_tokens().result(STOP_S)
+        while journal.drop_tokens().result(STOP_S):  # gigabytes of them may take longer than one command has time
+            pass
         journal.put_counters("latents", mine).result(STOP_S)
         return
     if changed:
         raise ConfigError(
             f"what was taught in {config.state_dir} can't be used with this configuration: {'; '.join(changed.values())}",
-            hint="Set it back, or start with an empty state folder (--state-dir) and teach again.",
+            hint=f"Set it back{_features_as(theirs) if 'codec' in changed else ''}, or start with an empty state folder (--state-dir) and "
+            "teach again.",
         )
+
+
+def _features_as(latents: Mapping[str, Any]) -> str:
+    """What to set back, for a file from when learn.codec said how tokens are stored."""
+    name, kind = [*str(latents.get("codec")).split(" "), "token"][:2]
+    tokens = "; of tokens it is learn.token_codec and learn.token_codec_kind" if latents.get("tokens_codec") else ""
+    return f' to learn.codec = "{name}" and learn.codec_kind = "{kind}", which say how features are stored{tokens}'
 
 
 def _energy(config: Config, journal: Journal, until_stop: ExitStack) -> Tuple[EnergyLedger, MeterThread]:
