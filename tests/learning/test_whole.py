@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tiny
+from latentd.learning import rehearsal
 from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.floor import HELD_SHARE
@@ -30,6 +31,12 @@ NAMES = {0: "cat", 1: "dog"}
 @pytest.fixture
 def base(tmp_path: Path) -> UpperBlocks:
     return UpperBlocks.load(tiny.backbone(tmp_path), 1)
+
+
+@pytest.fixture
+def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sleep that begins at once."""
+    monkeypatch.setattr(rehearsal, "ENOUGH", 0)
 
 
 def trainer_of(base: UpperBlocks, whole: int, features: int = 1 << 20, epochs: float = 0.0, nats: float = 0.0) -> Trainer:
@@ -99,7 +106,9 @@ def test_a_hold_out_sample_that_has_no_room_for_its_tokens_is_none_that_the_bloc
     assert not trainer.adapted.answers(sample_id_of(21))
 
 
-def test_a_hold_out_sample_that_is_trimmed_or_forgotten_near_the_end_of_a_sleep_is_none_that_the_blocks_answer(base: UpperBlocks) -> None:
+def test_a_hold_out_sample_that_is_trimmed_or_forgotten_near_the_end_of_a_sleep_is_none_that_the_blocks_answer(
+    base: UpperBlocks, unrehearsed: None
+) -> None:
     trainer = trainer_of(base, whole=28)
     run(trainer.take(lesson(1, 20)))
     run(trainer.take(lesson(21, 4, holdout=True)))
@@ -115,7 +124,9 @@ def test_a_hold_out_sample_that_is_trimmed_or_forgotten_near_the_end_of_a_sleep_
     assert sorted(trainer.adapted._holdout) == [sample_id_of(seq) for seq in (24, 25, 26)]
 
 
-def test_an_old_sample_that_gets_its_label_after_the_walk_has_passed_is_in_no_sum_and_moves_in_none(base: UpperBlocks) -> None:
+def test_an_old_sample_that_gets_its_label_after_the_walk_has_passed_is_in_no_sum_and_moves_in_none(
+    base: UpperBlocks, unrehearsed: None
+) -> None:
     trainer = trainer_of(base, whole=64)
     run(trainer.take(lesson(2, 20)))
     assert trainer.adapted is not None and trainer.whole is not None
