@@ -106,9 +106,7 @@ def test_a_hold_out_sample_that_has_no_room_for_its_tokens_is_none_that_the_bloc
     assert not trainer.adapted.answers(sample_id_of(21))
 
 
-def test_a_hold_out_sample_that_is_trimmed_or_forgotten_near_the_end_of_a_sleep_is_none_that_the_blocks_answer(
-    base: UpperBlocks, unrehearsed: None
-) -> None:
+def test_a_hold_out_sample_that_goes_near_the_end_of_a_sleep_is_none_that_the_blocks_answer(base: UpperBlocks, unrehearsed: None) -> None:
     trainer = trainer_of(base, whole=28)
     run(trainer.take(lesson(1, 20)))
     run(trainer.take(lesson(21, 4, holdout=True)))
