@@ -104,7 +104,7 @@ def test_a_hold_out_sample_that_is_trimmed_or_forgotten_near_the_end_of_a_sleep_
     run(trainer.take(lesson(1, 20)))
     run(trainer.take(lesson(21, 4, holdout=True)))
     assert trainer.adapted is not None and trainer.whole is not None
-    steps = trainer.sleep()
+    steps = trainer.adapted.sleep(trainer.whole, trainer._floor.holdout, trainer.sums.count)
     for _ in range(trainer.adapted.steps(trainer.whole) * SETTINGS.minibatch // SETTINGS.microbatch + 2):  # into the walk
         next(steps)
     run(trainer.take(lesson(25, 2, holdout=True)))
@@ -119,7 +119,7 @@ def test_an_old_sample_that_gets_its_label_after_the_walk_has_passed_is_in_no_su
     trainer = trainer_of(base, whole=64)
     run(trainer.take(lesson(2, 20)))
     assert trainer.adapted is not None and trainer.whole is not None
-    steps = trainer.sleep()
+    steps = trainer.adapted.sleep(trainer.whole, trainer._floor.holdout, trainer.sums.count)
     for _ in range(trainer.adapted.steps(trainer.whole) * SETTINGS.minibatch // SETTINGS.microbatch + 2):
         next(steps)
     waited = code(0, 1)
@@ -320,7 +320,7 @@ def test_where_the_blocks_stay_out_the_trained_head_is_asked_and_the_reason_tell
     assert trainer.candidate(NAMES, 0.0)[0].adapted is None
     verdict = trainer.last_verdict
     assert verdict is not None
-    assert verdict.reason.startswith("blocks kept out: hold-out")
+    assert verdict.reason.startswith("blocks kept out: before learning")
     assert "; head " in verdict.reason
     assert verdict.holdout == 64
 
@@ -332,7 +332,7 @@ def test_without_a_trained_head_the_reason_is_the_blocks_own(base: UpperBlocks) 
     snapshot, accuracy = trainer.candidate(NAMES, 0.0)
     assert (snapshot.adapted, snapshot.trained, accuracy.holdout.count) == (None, None, 0)
     assert trainer.last_verdict is not None
-    assert trainer.last_verdict.reason.startswith("0 hold-out samples are too few")
+    assert trainer.last_verdict.reason.startswith("kept out: before learning")
 
 
 def journal_in(folder: Path) -> Journal:

@@ -9,9 +9,8 @@ On a GPU the blocks are a copy; without memory there, micro-batches are halved, 
 
 from __future__ import annotations
 
-import copy
 import logging
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from latentd.learning.gate import TEMPERATURES, Opinion
 from latentd.learning.place import Place
 from latentd.learning.sleep import SleepSettings, rate
 from latentd.replay.latents import LatentCodec
-from latentd.replay.memory import DOUBTED, ReplayMemory
+from latentd.replay.memory import AWAY, DOUBTED, ReplayMemory
 from latentd.trouble import FAILURES, free_cached, in_halves, is_shortage
 
 logger = logging.getLogger(__name__)
@@ -35,6 +34,22 @@ Features = NDArray[np.float32]
 Held = Mapping[str, Tuple[int, bytes]]  # sample id -> class, code
 _RIVALS_LAST = 64  # samples: solving two heads takes as long as some images
 _CLASSIFIER_RATE = 4.0  # of the blocks': it starts from nothing in every sleep
+
+
+class Dreamt(NamedTuple):
+    """What a sleep makes: blocks, the sums and hold-out features that they give, and the ids of stored samples that the sums lack."""
+
+    serving: UpperBlocks
+    sums: RidgeSums
+    holdout: Dict[str, Features]
+    left_out: Set[str]
+
+
+class Rehearsed(NamedTuple):
+    """head: on what the blocks give, which `features` has of codes, (B, F)."""
+
+    head: LinearHead
+    features: Callable[[Sequence[bytes]], Features]
 
 
 class Adapted:
@@ -46,7 +61,7 @@ class Adapted:
     def __init__(self, base: UpperBlocks, codec: LatentCodec, settings: SleepSettings, place: Optional[Place] = None) -> None:
         self._place = place or Place()
         self._on_host = base
-        self._base = self._based()
+        self._base = self._place.taking(base)
         self._codec = codec
         self._settings = settings
         self.microbatch = settings.microbatch  # halved where memory does not suffice for as many
@@ -132,29 +147,44 @@ class Adapted:
             self._place.queue.free()
 
     def _sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
+        dreamt = yield from self._dream(memory, held, (self._settings.seed, self.sleeps, learned))
+        if dreamt is not None:
+            self.serving, self._sums, self._holdout, self._left_out = dreamt
+            self._rivals, self.learned_at = None, learned
+            self.sleeps += 1
+
+    def rehearse(self, memory: ReplayMemory, learned: int, fold: int) -> Generator[int, None, Optional[Rehearsed]]:
+        """A sleep that changes nothing but says what would have come of it; None where something came that voids it."""
+        try:
+            dreamt = yield from self._dream(memory, {}, (self._settings.seed, self.sleeps, learned, 1 + fold))
+        finally:
+            self.blocks.rest()
+            self._place.queue.free()
+        if dreamt is None:
+            return None
+        blocks, head = dreamt.serving, dreamt.sums.solve()
+        return Rehearsed(head, lambda codes: self._features(blocks, codes))
+
+    def _dream(self, memory: ReplayMemory, held: Held, seed: Sequence[int]) -> Generator[int, None, Optional[Dreamt]]:
+        """Fresh blocks, trained on what the memory gives, and the sums that they give."""
         life, self.microbatch = self._life, self._settings.microbatch
         self.blocks = self._fresh()  # not what the last sleep left: the few classes that came first would weigh on all that follows
-        rng = np.random.Generator(np.random.PCG64([self._settings.seed, self.sleeps, learned]))
-        for step in self._train(memory, rng):
+        for step in self._train(memory, np.random.Generator(np.random.PCG64(list(seed)))):
             yield step
             if life != self._life:
-                return
-        serving, sums = self._frozen(), RidgeSums(self._base.features_width)
-        holdout: Dict[str, Features] = {}
-        left_out: Set[str] = set()
-        for step in self._refit(serving, sums, holdout, left_out, memory, held):
+                return None
+        dreamt = Dreamt(self._frozen(), RidgeSums(self._base.features_width), {}, set())
+        for step in self._refit(*dreamt, memory, held):
             yield step
             if life != self._life:
-                return
-        for sample_id in [sample_id for sample_id in holdout if sample_id not in held or not self._codec.holds_tokens(held[sample_id][1])]:
-            del holdout[sample_id]  # forgotten, or trimmed, after the walk had come by
-        self.serving, self._sums, self._holdout, self._left_out, self._rivals = serving, sums, holdout, left_out, None
-        self.learned_at = learned
-        self.sleeps += 1
+                return None
+        for sample_id in [each for each in dreamt.holdout if each not in held or not self._codec.holds_tokens(held[each][1])]:
+            del dreamt.holdout[sample_id]  # forgotten, or trimmed, after the walk had come by
+        return dreamt
 
     def steps(self, memory: ReplayMemory) -> int:
         """Mini-batches of one sleep."""
-        return max(1, round(self._settings.epochs * memory.used / self._settings.minibatch))
+        return max(1, round(self._settings.epochs * memory.drawable / self._settings.minibatch))
 
     def _train(self, memory: ReplayMemory, rng: np.random.Generator) -> Iterator[int]:
         class_ids = sorted(memory.counts())
@@ -241,7 +271,7 @@ class Adapted:
                 return
             walked |= set(chunk.ids)
             if chunk.ids:
-                sure = chunk.standing != DOUBTED
+                sure = ~np.isin(chunk.standing, (DOUBTED, AWAY))
                 left_out |= {chunk.ids[row] for row in np.flatnonzero(~sure)}
                 if sure.any():
                     sums.add(self._through(blocks, chunk.codes[sure]), chunk.class_ids[sure].tolist())
@@ -272,19 +302,6 @@ class Adapted:
                 raise
         self._go_on_host()
         return self._hosted(blocks).features(tokens)
-
-    def _based(self) -> UpperBlocks:
-        """The pretrained blocks on the device that learns."""
-        queue = self._place.queue
-        if not queue.is_cuda:
-            return self._on_host
-        try:
-            with queue.work():
-                return copy.deepcopy(self._on_host).to(queue.device)
-        except FAILURES as error:
-            if not self._place.leaves(error):
-                raise
-        return self._on_host
 
     def _fresh(self) -> RankedBlocks:
         with self._place.queue.work():

@@ -77,7 +77,8 @@ class Floor:
         """(B, F) decoded latents."""
         return self._codec.features_of(codes)
 
-    def _decode(self, codes: Bytes) -> NDArray[np.float32]:
+    def decode(self, codes: Bytes) -> NDArray[np.float32]:
+        """The same of codes (B, bytes) in one array."""
         return self._codec.decode_features(codes)
 
     # --- one entry of the log at a time -------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ class Floor:
         for step, chunk in enumerate(self.memory.all() if whole else ()):
             yield step
             chosen = (chunk.class_ids == class_id) & (chunk.standing != DOUBTED)
-            self.sums.remove(self._decode(chunk.codes[chosen]), chunk.class_ids[chosen].tolist())
+            self.sums.remove(self.decode(chunk.codes[chosen]), chunk.class_ids[chosen].tolist())
         self.holdout = {key: value for key, value in self.holdout.items() if value[0] != class_id}
         for memory in self._memories():
             memory.remove_class(class_id)
@@ -170,7 +171,7 @@ class Floor:
         for step, chunk in enumerate(self.memory.all()):
             yield step
             sure = chunk.standing != DOUBTED
-            self.sums.add(self._decode(chunk.codes[sure]), chunk.class_ids[sure].tolist())
+            self.sums.add(self.decode(chunk.codes[sure]), chunk.class_ids[sure].tolist())
 
     # --- doubt --------------------------------------------------------------------------------------------------------
 
@@ -186,7 +187,7 @@ class Floor:
         assert self._doubts is not None, "nothing is looked at by nobody who doubts"
         before = set(self.memory.ids_of(DOUBTED))
         self._looked_at = self.sums.count
-        found = yield from self._doubts.look(self.memory, self.sums, self._decode)
+        found = yield from self._doubts.look(self.memory, self.sums, self.decode)
         yield from self._judge(sorted(found - before), DOUBTED)
         yield from self._judge(sorted(before - found), PLAIN)
         if found != before:
@@ -197,7 +198,7 @@ class Floor:
         for start in range(0, len(ids), _AT_ONCE):
             yield start
             some = ids[start : start + _AT_ONCE]
-            features, class_ids = self._decode(self.memory.get(some)), [self.memory.class_of(sample_id) for sample_id in some]
+            features, class_ids = self.decode(self.memory.get(some)), [self.memory.class_of(sample_id) for sample_id in some]
             (self.sums.remove if standing == DOUBTED else self.sums.add)(features, class_ids)
             for sample_id in some:
                 for memory in self._memories():

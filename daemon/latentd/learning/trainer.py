@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd.config import LearnConfig
+from latentd.learning import rehearsal
 from latentd.learning.accuracy import AccuracyReport, Prequential, report
 from latentd.learning.adapted import Adapted
 from latentd.learning.adaptive import AdaptiveHead, TrainedHead
@@ -150,6 +151,8 @@ class Trainer:
         """One sleep of the adapted blocks; yields between its steps, where `take` may come in between. Its end makes a new version."""
         assert self.adapted is not None and self.whole is not None, "nothing sleeps without adapted blocks"
         sleeps = self.adapted.sleeps
+        if rehearsal.wanted(self.adapted) and not (yield from rehearsal.rehearse(self.adapted, self._floor, self._settings.seed)):
+            return
         yield from self.adapted.sleep(self.whole, self._floor.holdout, self._with_tokens())
         self.version += self.adapted.sleeps - sleeps
         self.adapted.set_rivals(self.sums.solve())

@@ -22,7 +22,7 @@ Labels = npt.NDArray[np.int64]
 _ID_BYTES = 16
 _MAX_CLASS = 1 << 31
 _ORDER_BYTES = 8  # the order by class, kept between two draws, is one integer a slot
-PLAIN, DOUBTED, VOUCHED = 0, 1, 2  # what is thought of a sample's label; VOUCHED: somebody said it twice
+PLAIN, DOUBTED, VOUCHED, AWAY = 0, 1, 2, 3  # what is thought of a sample's label; VOUCHED: somebody said it twice; AWAY: asked, not drawn
 _GONE = 4096  # doubted samples given up that are remembered, until their latents are surely off the disk
 
 
@@ -77,6 +77,11 @@ class ReplayMemory:
     def used(self) -> int:
         """Samples stored; slots is how many fit."""
         return self._samples.count
+
+    @property
+    def drawable(self) -> int:
+        """Samples stored that `draw` may give."""
+        return len(self._by_class()[0])
 
     @property
     def used_bytes(self) -> int:
@@ -208,7 +213,7 @@ class ReplayMemory:
         return DOUBTED if sample_id in self._gone else PLAIN
 
     def judge(self, sample_id: str, standing: int) -> None:
-        """Change what is thought of a sample's label; a DOUBTED one is not drawn."""
+        """Change what is thought of a sample's label; a DOUBTED one, or one that is AWAY, is not drawn. No restart remembers AWAY."""
         place, found = self._samples.find(_key(sample_id))
         if found:
             self._samples["standing"][place] = standing
@@ -283,7 +288,7 @@ class ReplayMemory:
             # Sixteen bits sort several times faster (radix), and hold any class id that a device will see.
             short = self._classes.count > 0 and int(self._classes.keys[-1]) < 1 << 15
             order = np.argsort(class_ids.astype(np.int16) if short else class_ids, kind="stable")
-            order = order[self._samples["standing"][order] != DOUBTED]
+            order = order[~np.isin(self._samples["standing"][order], (DOUBTED, AWAY))]
             self._drawable = order, np.unique(class_ids[order], return_counts=True)[1].astype(np.int64)
         return self._drawable
 
