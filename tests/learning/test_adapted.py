@@ -297,7 +297,8 @@ def test_the_trainer_moves_a_relabelled_sample_once_in_the_adapted_sums_too(base
     batch = [Entry(seq, "sample", 1, sample_id_of(seq), seq % 2, None, False, code(seq % 2, seq), 0.0) for seq in range(1, 41)]
     run(trainer.take(batch))
     run(trainer.sleep())
+    asked = len(adapted.evidence)
     run(trainer.take([Entry(41, "relabel", 41, sample_id_of(4), 1, 0, False, code(0, 4), 0.0)]))
     assert [trainer.sums.count_of(class_id) for class_id in (0, 1)] == [19, 21]
     assert [adapted._sums.count_of(class_id) for class_id in (0, 1)] == [19, 21]
-    assert len(adapted.evidence) == 0, "it was learned before"
+    assert len(adapted.evidence) == asked, "it was learned before"
