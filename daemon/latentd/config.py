@@ -61,7 +61,7 @@ class StateConfig:
         "", "cache folder (weights, graphs, TensorRT plans); empty: the unit's, /var/cache/latentd, or $XDG_CACHE_HOME/latentd"
     )
     journal_bytes: int = setting(
-        256 << 20, "budget of the journal on disk; the oldest forgotten and evicted records go first", "bytes", 1 << 20, 1 << 40
+        512 << 20, "budget of the journal on disk; the oldest forgotten and evicted records go first", "bytes", 1 << 20, 1 << 40
     )
     keep_versions: int = setting(3, "versions kept on disk", "versions", 2, 1000)
 

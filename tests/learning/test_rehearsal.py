@@ -115,6 +115,7 @@ def test_what_voids_a_sleep_voids_a_rehearsal_and_brings_back_who_was_away(base:
     assert run(sleep) <= 1
     assert whole.drawable == whole.used
     assert trainer.adapted is not None and trainer.adapted.sleeps == 0
+    assert len(trainer.adapted.evidence) == 0, "half a rehearsal says nothing: the next one asks everything again"
 
 
 def test_a_sleep_that_is_dropped_brings_back_who_was_away(base: UpperBlocks) -> None:
@@ -160,6 +161,14 @@ def test_it_is_rehearsed_once_and_not_where_the_blocks_have_answered_enough(base
     assert len(adapted.evidence) == 60
     assert run(trainer.sleep()) < long / 2
     assert len(adapted.evidence) == 60
+
+
+def test_a_second_rehearsal_takes_the_place_of_the_first(base: UpperBlocks) -> None:
+    trainer = taught(base)
+    adapted, _, _ = parts(trainer)
+    for _ in range(2):
+        run(trainer.sleep())
+        assert len(adapted.evidence) == 60
 
 
 def test_the_gate_decides_on_the_rehearsal(base: UpperBlocks) -> None:

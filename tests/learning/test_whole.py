@@ -111,7 +111,7 @@ def test_a_hold_out_sample_that_goes_near_the_end_of_a_sleep_is_none_that_the_bl
     run(trainer.take(lesson(1, 20)))
     run(trainer.take(lesson(21, 4, holdout=True)))
     assert trainer.adapted is not None and trainer.whole is not None
-    steps = trainer.sleep()
+    steps = trainer.adapted.sleep(trainer.whole, trainer._floor.holdout, trainer.sums.count)
     for _ in range(trainer.adapted.steps(trainer.whole) * SETTINGS.minibatch // SETTINGS.microbatch + 2):  # into the walk
         next(steps)
     run(trainer.take(lesson(25, 2, holdout=True)))
@@ -128,7 +128,7 @@ def test_an_old_sample_that_gets_its_label_after_the_walk_has_passed_is_in_no_su
     trainer = trainer_of(base, whole=64)
     run(trainer.take(lesson(2, 20)))
     assert trainer.adapted is not None and trainer.whole is not None
-    steps = trainer.sleep()
+    steps = trainer.adapted.sleep(trainer.whole, trainer._floor.holdout, trainer.sums.count)
     for _ in range(trainer.adapted.steps(trainer.whole) * SETTINGS.minibatch // SETTINGS.microbatch + 2):
         next(steps)
     waited = code(0, 1)

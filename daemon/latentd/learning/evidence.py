@@ -7,7 +7,7 @@ them. A request that is still to be learned is as strange as the next one to be 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Deque, Dict, Mapping, NamedTuple, Sequence, Tuple
+from typing import AbstractSet, Any, Deque, Dict, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,10 @@ class Evidence:
         for row, class_id in enumerate(class_ids):
             if class_id in known and class_id in own[0].class_ids:
                 self._rows.append(Row(group, class_id, known, scores[0][row], scores[1][row]))
+
+    def drop(self, groups: AbstractSet[int]) -> None:
+        """Forgets what was noted of these requests."""
+        self._rows = deque((row for row in self._rows if row.group not in groups), maxlen=KEPT)
 
     def table(self, class_ids: Tuple[int, ...]) -> Table:
         """All that is known of samples of these classes."""

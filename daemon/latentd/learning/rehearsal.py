@@ -10,7 +10,7 @@ Costs three sleeps, once. Owned by the learner thread; yields between its steps.
 
 from __future__ import annotations
 
-from typing import Dict, Generator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Generator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,15 @@ class Course(NamedTuple):
     folds: NDArray[np.int64]
 
 
+class Answer(NamedTuple):
+    """Of one run, which is named as a request is: by its first sample. floor, own: a head, and the features (B, F) that it reads."""
+
+    run: int
+    class_ids: List[int]
+    floor: Tuple[LinearHead, NDArray[np.float32]]
+    own: Tuple[LinearHead, NDArray[np.float32]]
+
+
 def course(memory: ReplayMemory, seed: int) -> Course:
     """A class's runs are dealt out in turn, so that as few as can be are away at a time; a class with a single run is never away."""
     ids: List[str] = []
@@ -55,9 +64,10 @@ def course(memory: ReplayMemory, seed: int) -> Course:
 
 
 def rehearse(adapted: Adapted, floor: Floor, seed: int) -> Generator[int, None, bool]:
-    """Fills the evidence of the adapted blocks; False where something came that voids it."""
+    """Fills the evidence of the adapted blocks, once every fold was asked; False where something came that voids it."""
     assert floor.whole is not None, "nothing is rehearsed without tokens"
     found, whole, learned = course(floor.memory, seed), floor.whole.memory, floor.sums.count
+    answers: List[Answer] = []
     for fold in range(FOLDS):
         rows = np.flatnonzero(found.folds == fold)
         asked = [int(row) for row in rows if found.ids[row] in whole]
@@ -74,7 +84,10 @@ def rehearse(adapted: Adapted, floor: Floor, seed: int) -> Generator[int, None, 
         if rehearsed is None:
             return False
         rival = yield from _floor_without(floor, [found.ids[row] for row in rows])
-        _ask(adapted, floor, found, asked, rehearsed, rival)
+        answers += _ask(floor, found, asked, rehearsed, rival)
+    adapted.evidence.drop({answer.run for answer in answers})  # from an earlier rehearsal
+    for answer in answers:
+        adapted.evidence.record(answer.run, answer.class_ids, answer.floor, answer.own)
     return True
 
 
@@ -90,19 +103,21 @@ def _floor_without(floor: Floor, ids: Sequence[str]) -> Generator[int, None, Lin
     return sums.solve()
 
 
-def _ask(adapted: Adapted, floor: Floor, found: Course, asked: Sequence[int], rehearsed: Rehearsed, rival: LinearHead) -> None:
-    """Notes what both heads say of these samples, a run as one group, named as a request would be: by its first sample."""
+def _ask(floor: Floor, found: Course, asked: Sequence[int], rehearsed: Rehearsed, rival: LinearHead) -> List[Answer]:
+    """What both heads say of these samples, run by run."""
     assert floor.whole is not None, "the caller has looked"
     groups: Dict[int, List[int]] = {}
     for row in asked:
         if found.ids[row] in floor.whole.memory:
             groups.setdefault(int(found.runs[row]), []).append(row)
+    answers = []
     for rows in groups.values():
         ids = [found.ids[row] for row in rows]
         codes = [code.tobytes() for code in floor.whole.memory.get(ids)]
         own, theirs = rehearsed.features(codes), floor.features(codes)
         classes = [int(class_id) for class_id in found.class_ids[rows]]
-        adapted.evidence.record(seq_of(ids[0]) or 0, classes, (rival, theirs), (rehearsed.head, own))
+        answers.append(Answer(seq_of(ids[0]) or 0, classes, (rival, theirs), (rehearsed.head, own)))
+    return answers
 
 
 def wanted(adapted: Optional[Adapted]) -> bool:
