@@ -178,14 +178,9 @@ class Adapted:
             yield step
             if life != self._life:
                 return None
-<<<<<<< HEAD
         for sample_id in list(dreamt.holdout):
             if sample_id not in held or not self._codec.holds_tokens(held[sample_id][1]):
                 del dreamt.holdout[sample_id]  # forgotten, or trimmed, after the walk had come by
-=======
-        for sample_id in [each for each in dreamt.holdout if each not in held or not self._codec.holds_tokens(held[each][1])]:
-            del dreamt.holdout[sample_id]  # forgotten, or trimmed, after the walk had come by
->>>>>>> 1cf5387a533458f3fde44fae8ee25e54831ca07c
         return dreamt
 
     def steps(self, memory: ReplayMemory) -> int:

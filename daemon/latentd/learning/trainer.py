@@ -153,7 +153,6 @@ class Trainer:
         """One sleep of the adapted blocks; yields between its steps, where `take` may come in between. Its end makes a new version."""
         assert self.adapted is not None and self.whole is not None, "nothing sleeps without adapted blocks"
         sleeps = self.adapted.sleeps
-<<<<<<< HEAD
         yield from self._until_stale(self._sleep(self.adapted, self.whole))
         if self.adapted.sleeps > sleeps:
             self.version += 1
@@ -171,13 +170,6 @@ class Trainer:
                 yield step
                 if self.sums.count > stale_at:
                     return
-=======
-        if rehearsal.wanted(self.adapted) and not (yield from rehearsal.rehearse(self.adapted, self._floor, self._settings.seed)):
-            return
-        yield from self.adapted.sleep(self.whole, self._floor.holdout, self._with_tokens())
-        self.version += self.adapted.sleeps - sleeps
-        self.adapted.set_rivals(self.sums.solve())
->>>>>>> 1cf5387a533458f3fde44fae8ee25e54831ca07c
 
     def tokens(self, codes: Sequence[bytes]) -> Optional[NDArray[np.float32]]:
         """(B, N, D) decoded tokens; None where one of them has none."""
