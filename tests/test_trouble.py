@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from types import SimpleNamespace
 from typing import List, Optional
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from latentd import trouble
 from latentd.errors import EngineError, JournalError, OutOfMemory
 from latentd.trouble import Trouble, in_halves, is_shortage, trouble_of
 
@@ -158,3 +160,21 @@ def test_one_row_that_does_not_fit_and_any_other_failure_are_told(text: Optional
     with pytest.raises(RuntimeError):
         in_halves(narrow, np.arange(4))
     assert narrow.seen == runs
+
+
+@pytest.mark.parametrize("library", [object(), OSError("no C library")], ids=["another C library", "none"])
+def test_where_the_c_library_can_give_nothing_back_nothing_happens(library: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(name: None) -> object:
+        if isinstance(library, OSError):
+            raise library
+        return library
+
+    monkeypatch.setattr(trouble.ctypes, "CDLL", opened)
+    trouble.trim()
+
+
+def test_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: List[int] = []
+    monkeypatch.setattr(trouble.ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=asked.append))
+    trouble.trim()
+    assert asked == [0]

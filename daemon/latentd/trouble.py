@@ -6,6 +6,8 @@ certain version. So classes are recognised by name and texts by pattern, and no 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import enum
 import re
 import sys
@@ -106,6 +108,14 @@ def in_halves(run: Callable[[Rows], Result], rows: Rows) -> List[Result]:
     free_cached()  # here, not above: an exception that is being handled keeps every tensor of the failed run
     middle = (len(rows) + 1) // 2
     return in_halves(run, rows[:middle]) + in_halves(run, rows[middle:])
+
+
+def trim() -> None:
+    """Gives memory that the C library holds for later back to the system: matrices that came and went leave much of it. glibc only; takes
+    milliseconds.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def free_cached() -> None:

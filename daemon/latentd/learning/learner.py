@@ -36,7 +36,7 @@ from latentd.learning.trainer import Trainer
 from latentd.learning.waiters import Waiters
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
-from latentd.trouble import is_shortage
+from latentd.trouble import is_shortage, trim
 
 logger = logging.getLogger(__name__)
 
@@ -268,6 +268,7 @@ class Learner:
         if is_over:
             self._keeper.save(trainer)  # first: it took minutes, and what it answers from now on must outlive a power cut
             self._publish(trainer, "slept")
+            trim()
         return None if is_over else sleep
 
     def _awoken(self, trainer: Trainer) -> bool:

@@ -5,11 +5,12 @@ Whatever else the process does meanwhile counts too: only one thing may be measu
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import re
 from pathlib import Path
 from typing import Callable, Optional
+
+from latentd.trouble import trim
 
 _SELF = Path("/proc/self")
 _RESET_PEAK = "5\n"  # Documentation/filesystems/proc.rst: sets the peak of the resident set to its present size
@@ -31,9 +32,7 @@ def peak_growth(work: Callable[[], object], proc: Path = _SELF) -> Optional[int]
 def _give_back() -> None:
     """Frees what is unused and makes the C library give it back: memory kept for later use would hide the next growth."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has nothing to give back
-    if trim is not None:
-        trim(0)
+    trim()
 
 
 def _status(proc: Path, key: str) -> int:
