@@ -169,12 +169,12 @@ def test_where_the_c_library_can_give_nothing_back_nothing_happens(library: obje
             raise library
         return library
 
-    monkeypatch.setattr(trouble.ctypes, "CDLL", opened)
+    monkeypatch.setattr("ctypes.CDLL", opened)
     trouble.trim()
 
 
 def test_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: List[int] = []
-    monkeypatch.setattr(trouble.ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=asked.append))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(malloc_trim=asked.append))
     trouble.trim()
     assert asked == [0]
