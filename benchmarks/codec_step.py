@@ -26,8 +26,9 @@ from torch.nn import functional
 
 import vitlr
 from latentd import config
-from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import RankedBlocks, UpperBlocks
+from latentd.learning.sleep import SleepSettings
 from latentd.replay.latents import LatentCodec, make_latent_codec
 from latentd.replay.memory import ReplayMemory
 from latentd.replay.records import sample_id_of
@@ -76,9 +77,8 @@ def measured(rounds: int) -> Dict[str, Any]:
     backbone = checkpoints.find(settings.cache_dir, settings.backbone.name)
     learn, shape = settings.learn, backbone.shape
     count = shape.tokens(settings.backbone.image_size)
-    codec = make_latent_codec(
-        learn.codec, learn.codec_kind, (settings.backbone.class_tokens, shape.width), (count, shape.width), seed=learn.seed
-    )
+    features = (settings.backbone.class_tokens, shape.width)
+    codec = make_latent_codec(learn.token_codec, learn.token_codec_kind, features, (count, shape.width), seed=learn.seed)
     base = UpperBlocks.load(backbone, SPLIT)
     memory, tokens = _filled(codec, (count, shape.width))
     calls = [_reading(codec, memory, learn), _learning(codec, memory, tokens, base, learn), _bare(base, tokens, learn)]
@@ -86,7 +86,7 @@ def measured(rounds: int) -> Dict[str, Any]:
     reads, steps, bare = (1e3 * statistics.median(column) for column in zip(*seconds))
     return {
         "settings": f"split {SPLIT}, {codec.tokens.spec if codec.tokens else ''}, {count} x {shape.width} tokens, "
-        f"mini-batch {learn.minibatch}, micro-batch {learn.microbatch}",
+        f"mini-batch {learn.sleep_minibatch}, micro-batch {learn.microbatch}",
         "rounds": rounds,
         "read_ms": reads,
         "step_ms": steps,
@@ -112,7 +112,7 @@ def _reading(codec: LatentCodec, memory: ReplayMemory, learn: config.LearnConfig
     rng = np.random.default_rng(0)
 
     def read() -> None:
-        codes, _ = memory.draw(learn.minibatch, rng)
+        codes, _ = memory.draw(learn.sleep_minibatch, rng)
         for start in range(0, len(codes), learn.microbatch):
             codec.decode_tokens(codes[start : start + learn.microbatch])
 
@@ -126,7 +126,7 @@ def _learning(
     sleep = Adapted(base, Decoded(codec, tokens), SleepSettings.of(learn)).sleep(memory, {}, memory.used)
 
     def step() -> None:
-        for _ in range(0, learn.minibatch, learn.microbatch):
+        for _ in range(0, learn.sleep_minibatch, learn.microbatch):
             next(sleep)
 
     return step
@@ -145,9 +145,9 @@ def _bare(base: UpperBlocks, tokens: NDArray[np.float32], learn: config.LearnCon
     targets = torch.arange(learn.microbatch) % CLASSES
 
     def step() -> None:
-        for _ in range(0, learn.minibatch, learn.microbatch):
+        for _ in range(0, learn.sleep_minibatch, learn.microbatch):
             loss = functional.cross_entropy(classifier(blocks(latents)), targets, label_smoothing=learn.label_smoothing, reduction="sum")
-            torch.autograd.backward(loss / learn.minibatch)
+            torch.autograd.backward(loss / learn.sleep_minibatch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -69,6 +69,9 @@ def main() -> int:
     console.print(f"latentd is up at {daemon.url} after {daemon.ready_s:.1f} s")
     for module, seen in (("mono", ["mono"]), ("poly", ["mono", "poly"])):
         _teach(daemon, course, module, seen)
+        with console.status("the blocks sleep over what was taught, if it was enough …"):
+            slept_s = daemon.wait_until_rested()
+        console.print(f"asleep for {slept_s:.0f} s; {daemon.get('/v1/learner')['gate'].get('reason', '')}")
         decisions = _examine(daemon, course, seen, f"after teaching {module}")
     before = _knowledge(daemon, decisions)
     console.rule("kill -9, and start again")
@@ -141,7 +144,7 @@ def _examine(daemon: harness.DaemonProcess, course: Course, seen: Sequence[str],
         console.print(f"  joules {harness.energy_text(energy)}")
     console.print(
         f"  replay memory {memory['used_bytes'] / 1e6:.2f} MB of {memory['budget_bytes'] / 1e6:.0f} MB "
-        f"({memory['used']} latents, {memory['codec']})"
+        f"({memory['used']} latents, {(memory['tokens'] or {'used': 0})['used']} with their tokens, {memory['codec']})"
     )
     return decisions
 

@@ -108,7 +108,7 @@ def _teach(
             daemon.teach([cells[i].png for i in batch], [named[i] for i in batch])
             progress.advance(task, len(batch))
     rate = len(indices) / (time.perf_counter() - started)
-    daemon.wait_until_learned()
+    daemon.wait_until_rested()
     return rate
 
 

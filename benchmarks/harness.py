@@ -108,6 +108,17 @@ class DaemonProcess:
             time.sleep(0.05)
             learner = self.get("/v1/learner")
 
+    def wait_until_rested(self, timeout_s: float = 900.0) -> float:
+        """Returns when the learner has learned and slept all that it wants to; the seconds that this took."""
+        self.wait_until_learned()
+        started, calm = time.monotonic(), 0
+        while calm < 2:  # between learning and sleeping it may look idle for a moment
+            calm = calm + 1 if self.get("/v1/learner")["state"] == "idle" else 0
+            if time.monotonic() > started + timeout_s:
+                raise RuntimeError(f"the learner does not come to rest: {self.get('/v1/learner')}")
+            time.sleep(0.2)
+        return time.monotonic() - started
+
     def _wait_ready(self, deadline: float) -> str:
         while time.perf_counter() < deadline and self._process.poll() is None:
             if self._address.exists():

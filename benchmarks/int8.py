@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--test", action="store_true", help="Objects-50: ask the test sessions, having learned all others")
     parser.add_argument("--only-speed", action="store_true")
     arguments = parser.parse_args()
-    settings = config.load(os.environ, {})
+    settings = config.load(os.environ, {"backbone.split": 0})  # tokens are then those of the last block
     checkpoints.pull(settings.cache_dir, progress=console.print)
     stages = _stages(settings)
     result: Dict[str, Any] = {"machine": harness.machine(), "speed": _speed(stages, settings.engine.max_batch, arguments.rounds)}

@@ -27,8 +27,9 @@ import harness
 import latents50
 import objects50
 from latentd import config
-from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import UpperBlocks, parameter_bytes, widened_bytes
+from latentd.learning.sleep import SleepSettings
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
 from latentd.replay.records import Entry, sample_id_of
@@ -38,15 +39,14 @@ from latentd.vision import checkpoints
 # All of learning in 64 MB; chosen on order 0 of the validation sessions (docs/learning.md says what else was tried).
 PROFILE = {
     "backbone.class_tokens": 2,
-    "learn.codec": "int2",
-    "learn.codec_kind": "spatial",
-    "learn.replay_bytes": 31_000_000,
+    "learn.replay_bytes": 4_500_000,
+    "learn.token_bytes": 34_000_000,
+    "learn.epochs": 0.0,
     "learn.holdout_every": 40,
     "learn.sleep_first": 500,
     "learn.sleep_growth": 1.0,
     "learn.sleep_epochs": 4.0,
     "learn.sleep_rate": 5e-4,
-    "learn.minibatch": 16,
     "learn.microbatch": 1,
 }
 console = Console()
@@ -103,7 +103,8 @@ def _run(job: Tuple[config.Config, str, int, Sequence[int], Sequence[int]]) -> D
     stream = Stream(settings, objects50.STREAMS[name], settings.backbone.split, pool)
     learn, shape = settings.learn, backbone.shape
     features = (settings.backbone.class_tokens, shape.width)
-    codec = make_latent_codec(learn.codec, learn.codec_kind, features, (pool.tokens, shape.width), learn.seed, pool=pool)
+    own, tokens = (learn.codec, learn.codec_kind), (pool.tokens, shape.width)
+    codec = make_latent_codec(learn.token_codec, learn.token_codec_kind, features, tokens, learn.seed, pool=pool, features_as=own)
     base = UpperBlocks.load(backbone, settings.backbone.split)
     inside = forward_bytes(shape, settings.backbone.split, pool.tokens)
     run = Run(stream, codec, base, settings, order, taught, held, inside).go()
@@ -119,11 +120,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="orders at a time, each on one core; 0: one a core")
     parser.add_argument("--validation", action="store_true", help="hold out sessions 5 and 9 of the training, and leave the test alone")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the configuration")
+    parser.add_argument("--shipped", action="store_true", help="the daemon's defaults instead of the settings that keep within 64 MB")
     return parser.parse_args()
 
 
 def _settings(arguments: argparse.Namespace) -> config.Config:
-    flags: Dict[str, Any] = {**PROFILE, **dict(pair.split("=", 1) for pair in arguments.set)}
+    flags: Dict[str, Any] = {**({} if arguments.shipped else PROFILE), **dict(pair.split("=", 1) for pair in arguments.set)}
     return config.load(os.environ, {"backbone.split": arguments.split, **flags})
 
 
@@ -234,6 +236,7 @@ class Run:
         grams = [trainer.sums.gram.nbytes, self._adapted.sums_bytes()]
         always = {
             "replay": trainer.memory.used_bytes,
+            "tokens": trainer.whole.used_bytes if trainer.whole is not None else 0,
             "holdout": trainer.holdout_bytes(),
             "evidence": sum(array.nbytes for array in self._adapted.evidence.state().values()),
             "sums": sum(grams) + trainer.sums.sums.nbytes,

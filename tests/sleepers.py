@@ -7,7 +7,7 @@ from typing import Dict, Iterator, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.learning.adapted import SleepSettings
+from latentd.learning.sleep import SleepSettings
 from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
 from latentd.replay.memory import ReplayMemory
 

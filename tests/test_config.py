@@ -41,7 +41,7 @@ def test_a_flag_that_was_not_given_overrides_nothing(tmp_path: Path) -> None:
         ({"LATENTD_LEARN__EPOCH": "1"}, "unknown key learn.epoch", "learn.epochs"),
         ({"LATENTD_LEARN__EPOCHS": "many"}, "learn.epochs = 'many'", "goes over"),
         ({"LATENTD_LEARN__MINIBATCH": "1"}, "must be 8 to 4096 latents", "training step"),
-        ({"LATENTD_LEARN__CODEC": "int9"}, "must be one of fp32", "latents are stored"),
+        ({"LATENTD_LEARN__CODEC": "int9"}, "must be one of fp32", "features are stored"),
         ({"LATENTD_HTTP__MAX_IMAGES": "1.5"}, "is not a int", "images in one request"),
     ],
 )

@@ -23,6 +23,8 @@ else:
     import tomli as tomllib
 
 SYSTEM_CONFIG = Path("/etc/latentd")
+FEATURE_KINDS = ("tensor", "token", "rotated", "scattered")
+TOKEN_KINDS = ("token", "rotated", "spatial")  # those that need no calibration
 
 
 def setting(
@@ -67,7 +69,13 @@ class StateConfig:
 @dataclass(frozen=True)
 class BackboneConfig:
     name: str = setting("dinov2-vits14-focus", "backbone in the cache: see `latentd backbone list`")
-    split: int = setting(0, "last frozen block, counted from 1; 0: the whole depth (only the head learns)", "blocks", 0, 64)
+    split: int = setting(
+        -1,
+        "last frozen block, counted from 1; 0: the whole depth, only the head learns; -1: the depth less 1, the last block learns too",
+        "blocks",
+        -64,
+        64,
+    )
     class_tokens: int = setting(4, "class tokens of the last blocks that make the feature vector", "blocks", 1, 24)
     image_size: int = setting(224, "side of the square that images are resized to", "pixels", 16, 1024)
 
@@ -110,16 +118,27 @@ class EngineConfig:
 class LearnConfig:
     codec: str = setting(
         "int8",
-        "how latents are stored",
+        "how features are stored",
         choices=("fp32", "fp16", "int8", "int7", "int6", "int5", "int4", "int3", "int2"),
     )
     codec_kind: str = setting(
         "token",
-        "quantizer: one range for all (tensor), one a token, rotated (Hadamard + Lloyd-Max), scattered (rotated, errors of similar latents "
-        "independent), or spatial (across patches too; needs tokens)",
-        choices=("tensor", "token", "rotated", "scattered", "spatial"),
+        "quantizer: one range for all (tensor), one a class token (token), rotated (Hadamard + Lloyd-Max), or scattered (rotated, errors "
+        "of similar features independent)",
+        choices=FEATURE_KINDS,
     )
     replay_bytes: int = setting(48 << 20, "budget of the replay memory", "bytes", 1 << 14, 1 << 36)
+    token_codec: str = setting(
+        "int2",
+        "split below the depth: how tokens are stored",
+        choices=("fp32", "fp16", "int8", "int7", "int6", "int5", "int4", "int3", "int2"),
+    )
+    token_codec_kind: str = setting(
+        "spatial", "their quantizer: one range a token (token), rotated, or spatial (across patches too)", choices=TOKEN_KINDS
+    )
+    token_bytes: int = setting(
+        24 << 20, "budget of samples with their tokens, the hold-out's among them, beside the replay memory", "bytes", 1 << 14, 1 << 36
+    )
     holdout_every: int = setting(
         10, "one taught sample in this many, per class, is kept out of training to measure accuracy; 0: none", "samples", 0, 1000
     )
@@ -135,13 +154,14 @@ class LearnConfig:
         0,
         128,
     )
-    sleep_first: int = setting(128, "split below the depth: the blocks learn first after this many samples", "samples", 2, 1 << 20)
+    sleep_first: int = setting(500, "split below the depth: the blocks learn first after this many samples", "samples", 2, 1 << 20)
     sleep_growth: float = setting(
         1.0, "and again whenever what was learned has grown by this share; larger: less time and energy, later answers", "", 0.01, 100.0
     )
     sleep_epochs: float = setting(
-        3.0, "how often the blocks go over the replay memory each time; 0: they never learn", "epochs", 0.0, 100.0
+        4.0, "how often the blocks go over the samples with tokens each time; 0: they never learn", "epochs", 0.0, 100.0
     )
+    sleep_minibatch: int = setting(16, "of them, in one training step of the blocks", "latents", 1, 4096)
     sleep_rank: int = setting(16, "rank of the change that the blocks learn for each of their matrices", "", 1, 1024)
     sleep_rate: float = setting(5e-4, "AdamW's learning rate for that change", "", 1e-7, 1.0)
     device: str = setting(
@@ -151,7 +171,7 @@ class LearnConfig:
     )
     sleep_threads: int = setting(0, "CPU threads while the blocks learn; 0: one a core", "threads", 0, 256)
     microbatch: int = setting(4, "latents of a mini-batch that go through the blocks at once: fewer need less memory", "latents", 1, 1024)
-    minibatch: int = setting(128, "latents in one training step, new and replayed together", "latents", 8, 4096)
+    minibatch: int = setting(128, "latents in one training step of the head, new and replayed together", "latents", 8, 4096)
     epochs: float = setting(4.0, "how often the learner goes over each new sample", "epochs", 0.0, 100.0)
     learning_rate: float = setting(1e-3, "AdamW's learning rate for the trained head", "", 1e-6, 1.0)
     label_smoothing: float = setting(0.1, "label smoothing of the trained head", "", 0.0, 0.9)

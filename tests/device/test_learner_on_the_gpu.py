@@ -19,10 +19,11 @@ import tiny
 from device.gpu import LARGE, SPLIT, Model, large_memory
 from latentd.engines.eager import EagerStage
 from latentd.engines.torch_queue import ANSWERING, TorchQueue
-from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.learning.adapted import Adapted
 from latentd.learning.adaptive import AdaptiveHead
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.place import Place, answering
+from latentd.learning.sleep import SleepSettings
 from sleepers import CODEC, POOL, SETTINGS, D, filled, held, run
 
 pytestmark = pytest.mark.device

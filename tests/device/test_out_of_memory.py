@@ -18,9 +18,10 @@ from latentd.engines.eager import EagerStage
 from latentd.engines.enduring import EnduringStage
 from latentd.engines.onnx import OnnxStage
 from latentd.errors import EngineError
-from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.place import Place
+from latentd.learning.sleep import SleepSettings
 from latentd.trouble import Trouble, trouble_of
 from sleepers import run
 from support import environment

@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import List, Optional
+from types import SimpleNamespace
+from typing import Callable, List, Optional
 
 import pytest
 
 from latentd.errors import JournalError
 from latentd.learning import checkpoint, pacing
 from latentd.learning import learner as learner_module
-from latentd.learning.pacing import Arrivals, Urgency
-from latentd.learning.restraint import Reason
+from latentd.learning.pacing import Arrivals, Pace, Urgency
+from latentd.learning.restraint import LEARN, SLEEP, Reason
 from latentd.learning.trainer import Trainer
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
@@ -191,3 +192,52 @@ def test_a_burst_of_arrivals_takes_no_memory() -> None:
         now[0] += 1e-4
     assert len(arrivals._marks) < 20
     assert arrivals.age_s(0) == pytest.approx(10.0, abs=0.01)
+
+
+# --- giving way, by a clock of its own ---
+
+
+class Ticking(threading.Event):
+    """Time passes only while somebody waits for this event."""
+
+    now = 100.0
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        self.now += timeout or 0.0
+        return self.is_set()
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Ticking:
+    made = Ticking()
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: made.now))
+    return made
+
+
+def waited(ticking: Ticking, work: str, busy: Callable[[float], bool], urgent: Callable[[], bool] = lambda: False) -> float:
+    pace = Pace(dict.fromkeys((LEARN, SLEEP), lambda: busy(ticking.now - 100.0)), lambda _: None, ticking, lambda *_: None)
+    before = ticking.now
+    assert pace.before_step(work, urgent)
+    assert pace.interruption is None
+    return ticking.now - before
+
+
+def test_a_step_is_taken_at_once_where_nobody_asks(ticking: Ticking) -> None:
+    assert waited(ticking, LEARN, lambda now: False) == waited(ticking, SLEEP, lambda now: False) == 0.0
+
+
+def test_learning_waits_for_a_request_and_a_sleep_until_it_was_calm_for_a_while(ticking: Ticking) -> None:
+    assert waited(ticking, LEARN, lambda now: now < 0.1) == pytest.approx(0.1, abs=0.01)
+    ticking.now = 100.0
+    assert waited(ticking, SLEEP, lambda now: now < 0.1) == pytest.approx(0.1 + pacing.CALM_S, abs=0.03)
+
+
+def test_under_steady_requests_both_go_on_the_sleep_ten_times_as_seldom(ticking: Ticking) -> None:
+    assert waited(ticking, LEARN, lambda now: True) == pytest.approx(pacing.YIELD_S, abs=0.01)
+    ticking.now = 100.0
+    gaps = waited(ticking, SLEEP, lambda now: now % 0.1 < 0.09)  # one client after another, ten milliseconds between
+    assert gaps == pytest.approx(pacing.SLEEP_YIELD_S, abs=0.02)
+
+
+def test_what_is_taught_wakes_a_sleep_that_gives_way(ticking: Ticking) -> None:
+    assert waited(ticking, SLEEP, lambda now: True, urgent=lambda: ticking.now > 100.5) == pytest.approx(0.5, abs=0.03)

@@ -277,8 +277,10 @@ def test_an_image_decoded_after_the_end_is_told_so(make: Make) -> None:
 
 def test_busy_is_true_from_the_reservation_of_a_classify_image_to_its_answer(make: Make, stage: FakeStage) -> None:
     batcher = make()
+    assert not batcher.working()
     batcher.reserve(1, Priority.LEARN)
     assert not batcher.busy()
+    assert batcher.working(), "a sleep lets those go first too"
     (ticket,) = batcher.reserve(1, Priority.CLASSIFY)
     assert batcher.busy()
     stage.gate.clear()

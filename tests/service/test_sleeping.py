@@ -14,6 +14,8 @@ import tiny
 from latentd.config import Config
 from latentd.energy import board
 from latentd.errors import ConfigError
+from latentd.learning import gate, jury
+from latentd.replay.taught import read_taught
 from latentd.service.parts import Parts
 from latentd.service.supervisor import Daemon
 from service.fakes import WAIT_S, picture
@@ -34,8 +36,8 @@ def settings(folder: Path, **flags: Any) -> Config:
         "engine__order": "eager",
         "http__bind": "127.0.0.1:0",
         "energy__meters": "rapl",
-        "learn__codec": "int4",
-        "learn__codec_kind": "rotated",
+        "learn__token_codec": "int4",
+        "learn__token_codec_kind": "rotated",
         "learn__token_grid": 3,
         "learn__sleep_first": 8,
         "learn__sleep_epochs": 0.5,
@@ -127,14 +129,72 @@ def test_the_memory_says_how_tokens_are_stored(running: Any, config: Config) -> 
     assert daemon.get("/v1/memory")["codec"] == "int8 token + int4 rotated (10 tokens)"
 
 
-def test_latents_of_another_split_are_not_mixed(running: Any, config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{"backbone__split": 2}, {"backbone__split": 0}, {"learn__token_codec": "int8"}], ids=str)
+def test_with_another_split_or_codec_of_tokens_the_blocks_begin_anew_and_the_floor_knows_all(
+    running: Any, config: Config, tmp_path: Path, changes: Dict[str, Any]
+) -> None:
     daemon = running(config)
-    teach(daemon, 1)
+    teach(daemon, 24)
+    daemon.wait_for_sleep(25)
     daemon.end()
-    with pytest.raises(ConfigError, match="split was 1, now 2"):
-        Daemon(settings(tmp_path, backbone__split=2)).start()
+    for now in (settings(tmp_path, **changes), config):  # there and back
+        daemon = running(now)
+        found = read_taught(now.state_dir / "journal.sqlite")
+        assert len(found.seqs) == 24, "nothing that was taught is lost"
+        assert set(found.lengths.tolist()) == {daemon.parts[0].codec.features_bytes}
+        memory = daemon.get("/v1/memory")
+        assert memory["used"] == 12
+        assert (memory["tokens"] or {"used": 0})["used"] == 0
+        answer = daemon.post("/v1/classify", 1)["results"][0]
+        assert {prediction["label"] for prediction in answer["predictions"]} == set(KINDS)
+        daemon.end()
 
 
 def test_a_grid_that_does_not_fit_the_patches_stops_the_start_and_names_those_that_do(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1, 2, 3, 6 fit"):
         Daemon(settings(tmp_path, learn__token_grid=4)).start()
+
+
+@pytest.fixture
+def lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that lets blocks in that are no better."""
+    for module in (gate, jury):
+        monkeypatch.setattr(module, "MIN_HOLDOUT", 1)
+    monkeypatch.setattr(gate, "HOLDOUT_Z", float("-inf"))
+    monkeypatch.setattr(gate, "CHANCE_Z", float("-inf"))
+    monkeypatch.setattr(gate, "MAX_NEGATIVE_FLIPS", 1.0)
+
+
+def predictions(daemon: Running, seed: int) -> Dict[str, float]:
+    found = daemon.post("/v1/classify", seed)["results"][0]["predictions"]
+    return {prediction["label"]: prediction["probability"] for prediction in found}
+
+
+def test_blocks_that_take_part_answer_over_http_before_a_restart_and_after_and_leave_with_what_they_learned(
+    running: Any, config: Config, lenient: None
+) -> None:
+    daemon = running(config)
+    teach(daemon, 24)
+    daemon.wait_for_sleep(25)
+    snapshot = daemon.parts[0].learner.snapshot
+    assert snapshot.wants_tokens
+    assert daemon.get("/v1/learner")["gate"]["reason"].startswith("takes part")
+    before = [predictions(daemon, seed) for seed in range(6)]
+    for found in before:
+        assert set(found) == set(KINDS)
+        assert sum(found.values()) == pytest.approx(1.0)
+    taught = daemon.post("/v1/learn", 24, params={"label": KINDS[0]})["results"][0]
+    assert taught["state"] == "learned", "the blocks have answered it and learned it"
+    before = [predictions(daemon, seed) for seed in range(6)]
+    daemon.end()
+
+    again = running(config)
+    assert again.parts[0].learner.snapshot.wants_tokens
+    for seed, found in enumerate(before):
+        now = predictions(again, seed)
+        assert [now[kind] for kind in KINDS] == pytest.approx([found[kind] for kind in KINDS], abs=1e-4)
+    learned = next(sample["sample_id"] for sample in again.get("/v1/samples")["samples"] if not sample["holdout"])
+    assert httpx.delete(f"{again.url}/v1/samples/{learned}", trust_env=False, timeout=WAIT_S).status_code < 300
+    while again.parts[0].learner.snapshot.wants_tokens:
+        threading.Event().wait(0.005)
+    assert set(predictions(again, 0)) == set(KINDS)

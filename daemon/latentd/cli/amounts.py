@@ -32,7 +32,7 @@ def numbers_of(text: str, low: int, high: int, option: str) -> Tuple[int, ...]:
 def codecs_of(text: str, option: str) -> Tuple[Tuple[str, str], ...]:
     """ "int4:rotated,fp16" -> (("int4", "rotated"), ("fp16", "token")); the kind of a float codec means nothing."""
     choices = {row.key: row.choices or () for row in config.rows()}
-    names, kinds = choices["learn.codec"], choices["learn.codec_kind"]
+    names, kinds = choices["learn.codec"], tuple(dict.fromkeys((*config.FEATURE_KINDS, *config.TOKEN_KINDS)))
     found = []
     for part in (part.strip() for part in text.split(",") if part.strip()):
         name, _, kind = part.partition(":")

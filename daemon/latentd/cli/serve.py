@@ -35,6 +35,8 @@ def serve(
         return config.load(environ, flags, system=system)
 
     settings = load()
+    # Before numpy is imported: its products are small, and threads that wait for each other take cores from the frozen stage.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from latentd.service.supervisor import Daemon  # here, because it takes seconds and no other verb needs it
 
     faulthandler.enable()  # where every thread was, when a watchdog's SIGABRT ends a process that is stuck

@@ -123,9 +123,11 @@ def _battery(found: Optional[Dict[str, Any]]) -> str:
 
 
 def memory(found: Dict[str, Any]) -> str:
+    tokens = found["tokens"]
+    whole = "" if tokens is None else f"; tokens of {tokens['used']}, {size(tokens['used_bytes'])} of {size(tokens['budget_bytes'])}"
     return (
         f"{found['used']} of {found['slots']} latents, {size(found['used_bytes'])} of {size(found['budget_bytes'])} as {found['codec']}, "
-        f"{found['evictions']} evicted"
+        f"{found['evictions']} evicted{whole}"
     )
 
 

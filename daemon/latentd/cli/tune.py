@@ -37,7 +37,7 @@ LATENCY = typer.Option(None, "--latency-ms", min=0.01, help="Limit of one answer
 POWER = typer.Option(None, "--power-w", min=0.01, help="Limit of the mean power while it answers or learns, in watts.", show_default="none")
 SPLITS = typer.Option(None, help="Splits to measure, such as 12,11.", show_default="the depth and the three before it")
 GRIDS = typer.Option("0,8", "--token-grids", help="Ways of keeping tokens: 0 all of them, 8 averaged to 8 by 8.")
-CODECS = typer.Option("int8:token,int4:rotated,int3:rotated,int3:spatial,int2:spatial", "--codecs", help="Codecs to measure.")
+CODECS = typer.Option("int8:token,int4:rotated,int4:scattered,int3:spatial,int2:spatial", "--codecs", help="Codecs to measure.")
 SLOTS = typer.Option(1500, min=1, help="Latents that the replay memory should hold, if they fit.")
 MOST = typer.Option(1000, "--most-images", min=20, help="Images or taught latents that accuracy is asked on, at most.")
 BOX = typer.Option(1.5, "--box-s", min=0.01, help="Seconds that one measurement takes, or three repetitions if they take longer.")

@@ -11,6 +11,7 @@ from latentd import config, configtext
 from latentd.cli.figures import joules, percent, size
 from latentd.cli.terminal import note, say, show, table
 from latentd.energy.joulemeter import Joulemeter
+from latentd.engines.stage import split_of
 from latentd.learning.accuracy import Score
 from latentd.learning.tuning.candidates import Candidate, Limits, Recommendation, faults, recommend, settings_of
 from latentd.learning.tuning.plan import Cell, Plan
@@ -36,7 +37,7 @@ class Outcome:
 
     @classmethod
     def of(cls, settings: config.Config, backbone: Backbone, plan: Plan, survey: Survey, joulemeter: Joulemeter, asked: str) -> Outcome:
-        in_force = (settings.backbone.split or backbone.shape.depth, settings.learn.token_grid)
+        in_force = (split_of(settings.backbone.split, backbone.shape.depth), settings.learn.token_grid)
         choice = recommend(survey.candidates, plan.limits, settings.learn.minibatch, in_force)
         energy = {name: getattr(joulemeter, name) for name in ("source", "quality", "scope", "reason", "idle_power_w")}
         return cls(settings, backbone, plan.limits, survey, choice, energy, asked)

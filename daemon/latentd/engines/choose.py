@@ -134,34 +134,37 @@ def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Op
 
 
 def _agreement(candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, config: Config) -> float:
-    """INT8 turns single patch tokens further than their mean tells: they count only where they are learned from."""
-    tokens = bool(config.backbone.split) or not candidate.int8
-    return agreement(stage, artefacts.reference(), config.engine.max_batch, tokens)
+    """Patch tokens of INT8 count only where they are learned from, and together: it turns single ones further than the answer tells."""
+    learned_from = artefacts.spec.split < artefacts.backbone.shape.depth
+    return agreement(stage, artefacts.reference(), config.engine.max_batch, learned_from or not candidate.int8, singly=not candidate.int8)
 
 
-def agreement(stage: FrozenStage, reference: Reference, max_batch: int, tokens: bool = True) -> float:
+def agreement(stage: FrozenStage, reference: Reference, max_batch: int, tokens: bool = True, singly: bool = True) -> float:
     """The least cosine of any token of any probe image with the reference; the first image also goes alone and in a lane.
 
-    tokens: whether patch tokens are asked for, and count. Raises EngineError where the stage gives NaN, infinity or another shape.
+    tokens: whether patch tokens are asked for, and count: singly, or all of an image as one vector. Raises EngineError where the stage
+    gives NaN, infinity or another shape.
     """
+    width = stage.spec.width
     pixels = probe_images(stage.spec.image_size)
     spans = [(start, min(start + max_batch, len(pixels)), False) for start in range(0, len(pixels), max_batch)]
     worst = 1.0
     for start, end, shared in [(0, 1, False), (0, 1, True), *spans]:
         answer = stage.encode(pixels[start:end], tokens=tokens, shared=shared)
-        worst = min(worst, _least_cosine(stage, answer.features, reference.features[start:end]))
+        worst = min(worst, _least_cosine(stage, answer.features, reference.features[start:end], width))
         if tokens:
             assert answer.tokens is not None, "tokens were asked for"
-            worst = min(worst, _least_cosine(stage, answer.tokens, reference.tokens[start:end]))
+            worst = min(worst, _least_cosine(stage, answer.tokens, reference.tokens[start:end], width if singly else -1))
     return worst
 
 
-def _least_cosine(stage: FrozenStage, found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+def _least_cosine(stage: FrozenStage, found: NDArray[np.float32], expected: NDArray[np.float32], width: int) -> float:
+    """Of vectors of this width; -1: of one vector an image."""
     if found.shape != expected.shape:
         raise EngineError(f"{stage.name} answers with shape {found.shape}, eager PyTorch with {expected.shape}")
     if not np.isfinite(found).all():
         raise EngineError(f"{stage.name} answers with NaN or infinite values")
-    width = stage.spec.width
+    width = width if width > 0 else int(np.prod(found.shape[1:]))
     a, b = found.reshape(-1, width).astype(np.float64), expected.reshape(-1, width).astype(np.float64)  # (rows, D)
     scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(((a * b).sum(axis=1) / np.maximum(scale, 1e-30)).min())

@@ -70,19 +70,25 @@ def stage_spec(config: Config, backbone: Backbone) -> StageSpec:
     """The spec that the configuration asks of this backbone; ConfigError where it has too few blocks, or patches do not fill the image."""
     wanted, depth = config.backbone, backbone.shape.depth
     for key, value in (("split", wanted.split), ("class_tokens", wanted.class_tokens)):
-        if value > depth:
+        if not -depth < value <= depth:
+            least = f"{1 - depth} to " if key == "split" else "1 to "
             raise ConfigError(
-                f"backbone.{key} = {value}, but {backbone.name} has {depth} blocks", hint=f"Set backbone.{key} to {depth} or less."
+                f"backbone.{key} = {value}, but {backbone.name} has {depth} blocks", hint=f"Set backbone.{key} to {least}{depth}."
             )
     return StageSpec(
         backbone_name=backbone.name,
         backbone_sha256=backbone.sha256,
         image_size=wanted.image_size,
-        split=wanted.split or depth,
+        split=split_of(wanted.split, depth),
         class_tokens=wanted.class_tokens,
         width=backbone.shape.width,
         tokens=backbone.shape.tokens(wanted.image_size),
     )
+
+
+def split_of(split: int, depth: int) -> int:
+    """backbone.split as a number of blocks, 1 to depth: from the end where it is not positive."""
+    return split if split > 0 else depth + split
 
 
 def planar(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -9,10 +9,8 @@ On a GPU the blocks are a copy; without memory there, micro-batches are halved, 
 
 from __future__ import annotations
 
-import copy
 import logging
-from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -20,14 +18,14 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from latentd.config import LearnConfig
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.blocks import RankedBlocks, UpperBlocks
 from latentd.learning.evidence import Evidence
 from latentd.learning.gate import TEMPERATURES, Opinion
 from latentd.learning.place import Place
+from latentd.learning.sleep import SleepSettings, rate
 from latentd.replay.latents import LatentCodec
-from latentd.replay.memory import DOUBTED, ReplayMemory
+from latentd.replay.memory import AWAY, DOUBTED, ReplayMemory
 from latentd.trouble import FAILURES, free_cached, in_halves, is_shortage
 
 logger = logging.getLogger(__name__)
@@ -36,42 +34,22 @@ Features = NDArray[np.float32]
 Held = Mapping[str, Tuple[int, bytes]]  # sample id -> class, code
 _RIVALS_LAST = 64  # samples: solving two heads takes as long as some images
 _CLASSIFIER_RATE = 4.0  # of the blocks': it starts from nothing in every sleep
-_WARM_UP = 10  # training steps
-_LAST_RATE = 0.05  # of the learning rate, at the end of a sleep
 
 
-@dataclass(frozen=True)
-class SleepSettings:
-    """first, growth: a sleep is due after `first` new samples, and then whenever what was learned has grown by this share.
+class Dreamt(NamedTuple):
+    """What a sleep makes: blocks, the sums and hold-out features that they give, and the ids of stored samples that the sums lack."""
 
-    epochs: how often one sleep goes over the replay memory. microbatch: latents whose activations are held at a time. rank: of the change
-    of every matrix. learning_rate: of that change, and four times it of the classifier that
-    teaches the blocks and is thrown away afterwards.
-    """
+    serving: UpperBlocks
+    sums: RidgeSums
+    holdout: Dict[str, Features]
+    left_out: Set[str]
 
-    first: int
-    growth: float
-    epochs: float
-    minibatch: int
-    microbatch: int
-    rank: int
-    learning_rate: float
-    label_smoothing: float
-    seed: int
 
-    @staticmethod
-    def of(learn: LearnConfig) -> SleepSettings:
-        return SleepSettings(
-            first=learn.sleep_first,
-            growth=learn.sleep_growth,
-            epochs=learn.sleep_epochs,
-            minibatch=learn.minibatch,
-            microbatch=learn.microbatch,
-            rank=learn.sleep_rank,
-            learning_rate=learn.sleep_rate,
-            label_smoothing=learn.label_smoothing,
-            seed=learn.seed,
-        )
+class Rehearsed(NamedTuple):
+    """head: on what the blocks give, which `features` has of codes, (B, F)."""
+
+    head: LinearHead
+    features: Callable[[Sequence[bytes]], Features]
 
 
 class Adapted:
@@ -83,7 +61,7 @@ class Adapted:
     def __init__(self, base: UpperBlocks, codec: LatentCodec, settings: SleepSettings, place: Optional[Place] = None) -> None:
         self._place = place or Place()
         self._on_host = base
-        self._base = self._based()
+        self._base = self._place.taking(base)
         self._codec = codec
         self._settings = settings
         self.microbatch = settings.microbatch  # halved where memory does not suffice for as many
@@ -127,6 +105,11 @@ class Adapted:
         if self.serving is not None:
             self._holdout[sample_id] = self._features(self.serving, [code])[0]
 
+    def hold_no_more(self, sample_ids: Sequence[str]) -> None:
+        """Drops what it keeps of hold-out samples that are forgotten, or have lost their tokens."""
+        for sample_id in sample_ids:
+            self._holdout.pop(sample_id, None)
+
     def leave_out(self, sample_ids: Set[str]) -> None:
         """Notes new samples that are not to be learned."""
         self._left_out |= sample_ids
@@ -162,27 +145,42 @@ class Adapted:
             self._place.queue.free()
 
     def _sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
+        dreamt = yield from self._dream(memory, held, (self._settings.seed, self.sleeps, learned))
+        if dreamt is not None:
+            self.serving, self._sums, self._holdout, self._left_out = dreamt
+            self._rivals, self.learned_at = None, learned
+            self.sleeps += 1
+
+    def rehearse(self, memory: ReplayMemory, learned: int, fold: int) -> Generator[int, None, Optional[Rehearsed]]:
+        """A sleep that changes nothing but says what would have come of it; None where something came that voids it."""
+        try:
+            dreamt = yield from self._dream(memory, {}, (self._settings.seed, self.sleeps, learned, 1 + fold))
+        finally:
+            self.blocks.rest()
+            self._place.queue.free()
+        if dreamt is None:
+            return None
+        blocks, head = dreamt.serving, dreamt.sums.solve()
+        return Rehearsed(head, lambda codes: self._features(blocks, codes))
+
+    def _dream(self, memory: ReplayMemory, held: Held, seed: Sequence[int]) -> Generator[int, None, Optional[Dreamt]]:
+        """Fresh blocks, trained on what the memory gives, and the sums that they give."""
         life, self.microbatch = self._life, self._settings.microbatch
         self.blocks = self._fresh()  # not what the last sleep left: the few classes that came first would weigh on all that follows
-        rng = np.random.Generator(np.random.PCG64([self._settings.seed, self.sleeps, learned]))
-        for step in self._train(memory, rng):
+        for step in self._train(memory, np.random.Generator(np.random.PCG64(list(seed)))):
             yield step
             if life != self._life:
-                return
-        serving, sums = self._frozen(), RidgeSums(self._base.features_width)
-        holdout: Dict[str, Features] = {}
-        left_out: Set[str] = set()
-        for step in self._refit(serving, sums, holdout, left_out, memory, held):
+                return None
+        dreamt = Dreamt(self._frozen(), RidgeSums(self._base.features_width), {}, set())
+        for step in self._refit(*dreamt, memory, held):
             yield step
             if life != self._life:
-                return
-        self.serving, self._sums, self._holdout, self._left_out, self._rivals = serving, sums, holdout, left_out, None
-        self.learned_at = learned
-        self.sleeps += 1
+                return None
+        return dreamt
 
     def steps(self, memory: ReplayMemory) -> int:
         """Mini-batches of one sleep."""
-        return max(1, round(self._settings.epochs * memory.used / self._settings.minibatch))
+        return max(1, round(self._settings.epochs * memory.drawable / self._settings.minibatch))
 
     def _train(self, memory: ReplayMemory, rng: np.random.Generator) -> Iterator[int]:
         class_ids = sorted(memory.counts())
@@ -193,12 +191,12 @@ class Adapted:
             classifier.bias.zero_()
             classifier.to(self._place.queue.device)
         learned = [parameter for _, parameter in self.blocks.learned()]
-        rate = self._settings.learning_rate
-        groups: List[Dict[str, Any]] = [{"params": learned}, {"params": list(classifier.parameters()), "lr": _CLASSIFIER_RATE * rate}]
-        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01)
+        full = self._settings.learning_rate
+        groups: List[Dict[str, Any]] = [{"params": learned}, {"params": list(classifier.parameters()), "lr": _CLASSIFIER_RATE * full}]
+        optimizer = torch.optim.AdamW(groups, lr=full, weight_decay=0.01)
         optimizer.zero_grad(set_to_none=True)  # what a sleep that was broken off has left
         steps = self.steps(memory)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
         for step in range(steps):
             codes, drawn = memory.draw(self._settings.minibatch, rng)
             known = np.isin(drawn, class_ids)  # a class that came in this sleep waits for the next
@@ -260,11 +258,13 @@ class Adapted:
         last = ""
         while True:
             chunk = memory.after(last, self.microbatch)
-            missing = [sample_id for sample_id in held if sample_id not in holdout][: self.microbatch]
+            missing = [sample_id for sample_id, (_, code) in held.items() if sample_id not in holdout and self._codec.holds_tokens(code)][
+                : self.microbatch
+            ]
             if not chunk.ids and not missing:
                 return
             if chunk.ids:
-                sure = chunk.standing != DOUBTED
+                sure = ~np.isin(chunk.standing, (DOUBTED, AWAY))
                 left_out |= {chunk.ids[row] for row in np.flatnonzero(~sure)}
                 if sure.any():
                     sums.add(self._through(blocks, chunk.codes[sure]), chunk.class_ids[sure].tolist())
@@ -295,19 +295,6 @@ class Adapted:
                 raise
         self._go_on_host()
         return self._hosted(blocks).features(tokens)
-
-    def _based(self) -> UpperBlocks:
-        """The pretrained blocks on the device that learns."""
-        queue = self._place.queue
-        if not queue.is_cuda:
-            return self._on_host
-        try:
-            with queue.work():
-                return copy.deepcopy(self._on_host).to(queue.device)
-        except FAILURES as error:
-            if not self._place.leaves(error):
-                raise
-        return self._on_host
 
     def _fresh(self) -> RankedBlocks:
         with self._place.queue.work():
@@ -341,6 +328,10 @@ class Adapted:
         """The closed-form head on what the serving blocks give."""
         return self._sums.solve()
 
+    def answers(self, sample_id: str) -> bool:
+        """Whether it has an opinion of this hold-out sample: those whose tokens are gone it never saw."""
+        return sample_id in self._holdout
+
     def opinion(self, head: LinearHead, held: Sequence[str]) -> Opinion:
         """What that head says of these hold-out samples."""
         width = self._base.features_width
@@ -353,6 +344,7 @@ class Adapted:
         """Arrays and JSON-able facts that `restore` takes back; a sleep that runs now is not in them."""
         facts: Dict[str, Any] = {"sleeps": self.sleeps, "learned_at": self.learned_at, "serves": self.serving is not None}
         facts["left_out"] = sorted(self._left_out)
+        facts["of"] = self._identity()
         if not isinstance(self.serving, RankedBlocks):
             return {}, facts
         arrays: Dict[str, NDArray[Any]] = {f"adapted.{name}": value for name, value in self.serving.state().items()}
@@ -360,6 +352,10 @@ class Adapted:
         return arrays, facts
 
     def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], held: Held) -> None:
+        """Takes back what `state` gave; nothing of what was made by other blocks or of other tokens."""
+        if facts.get("of", self._identity()) != self._identity():
+            logger.info("the blocks begin anew: what they had learned was of another split or codec")
+            return
         self.sleeps, self.learned_at = int(facts["sleeps"]), int(facts["learned_at"])
         if not facts["serves"]:
             return
@@ -370,11 +366,10 @@ class Adapted:
         self._sums.restore(own)
         self._left_out = set(facts.get("left_out", ()))  # an older version doubted nothing
         self.evidence.restore(own)
-        if held:
-            self._holdout.update(zip(held, self._features(self.serving, [code for _, code in held.values()])))
+        whole = {sample_id: code for sample_id, (_, code) in held.items() if self._codec.holds_tokens(code)}
+        if whole:
+            self._holdout.update(zip(whole, self._features(self.serving, list(whole.values()))))
 
-
-def _rate(step: int, steps: int) -> float:
-    """Share of the learning rate at this step: a short warm-up, then half a cosine (Loshchilov & Hutter 2017)."""
-    cosine = 0.5 * (1 + float(np.cos(np.pi * step / steps)))
-    return min(1.0, (step + 1) / _WARM_UP) * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
+    def _identity(self) -> Dict[str, Any]:
+        """What its numbers are of: so many blocks, tokens stored in this way."""
+        return {"features": self._base.features_width, **self._codec.tokens_identity()}

@@ -39,6 +39,7 @@ class VersionKeeper:
         self._keep = keep
         self._saved_seq, self._saved_version = 0, 0
         self._evicted: List[str] = []  # durably out of the replay memory, their latents still stored
+        self._trimmed: List[str] = []  # the same of those that lost their tokens alone
         self._told = True  # the journal knows of the saved version
         self._wanted = False  # by a wish to forget, which is done when it is durable
         self._undone = False  # versions before this one know what had to be forgotten
@@ -85,11 +86,13 @@ class VersionKeeper:
         self._saved_seq, self._saved_version = trainer.seq, trainer.version
         self._told = self._wanted = self._undone = False
         self._evicted += trainer.evicted
+        self._trimmed += trainer.trimmed
         trainer.evicted.clear()
+        trainer.trimmed.clear()
         self._next_at = time.monotonic() + self._every_s
 
     def _tell(self) -> None:
         versions = checkpoint.versions(self._folder)
         everywhere = checkpoint.seq_of(versions[0]) if versions else 0
-        self._journal.settle(self._saved_seq, tuple(self._evicted), everywhere).result(JOURNAL_S)
-        self._evicted, self._told, self.trouble = [], True, None
+        self._journal.settle(self._saved_seq, tuple(self._evicted), everywhere, tuple(self._trimmed)).result(JOURNAL_S)
+        self._evicted, self._trimmed, self._told, self.trouble = [], [], True, None

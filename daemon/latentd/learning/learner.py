@@ -75,12 +75,15 @@ class Learner:
         *,
         observer: LearnerObserver,
         busy: Callable[[], bool],
+        working: Callable[[], bool] = lambda: False,
         activity: Callable[[int], AbstractContextManager[None]],
         restraint: Callable[[str], Optional[Reason]] = unrestrained,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """restraint: says why a kind of work must wait now. clock: dates versions, may jump; monotonic: measures how far it is behind."""
+        """busy: whether classify requests wait, which go before a step of learning; working: whether any images do, which go before one of
+        a sleep. restraint: says why a kind of work must wait now. clock: dates versions, may jump; monotonic: measures the lag.
+        """
         self._journal = journal
         self._make_trainer = make_trainer
         self._settings = settings
@@ -110,7 +113,7 @@ class Learner:
         self._made: Optional[Snapshot] = None  # the last that the trainer in hand made, served or not
         self._place = Place()
         self._restored: Future[None] = Future()
-        self._pace = Pace(busy, restraint, self._stop, observer.waited)
+        self._pace = Pace({LEARN: busy, SLEEP: lambda: busy() or working()}, restraint, self._stop, observer.waited)
         self._urgency = Urgency(journal)
         self._thread = threading.Thread(target=self._run, name="learner", daemon=True)
         journal.on_append = self._on_append
@@ -263,6 +266,7 @@ class Learner:
             is_over = not self._awoken(trainer) and self._step(sleep)
         torch.set_num_threads(1)
         if is_over:
+            self._keeper.save(trainer)  # first: it took minutes, and what it answers from now on must outlive a power cut
             self._publish(trainer, "slept")
         return None if is_over else sleep
 
@@ -330,7 +334,7 @@ class Learner:
         names = {record.class_id: record.name for record in self._journal.classes()}
         self._made, accuracy = trainer.candidate(names, self._clock())
         self._note_verdict(trainer)
-        self._memory = memory_status(trainer.memory, trainer.holdout_bytes(), self._settings.codec)
+        self._memory = memory_status(trainer.memory, trainer.whole, trainer.holdout_bytes(), self._settings.codec)
         self._next_publish_at = started + (time.monotonic() - started) / PUBLISH_SHARE
         if self._serve(self._made, accuracy):
             self._observer.published(cause)

@@ -8,13 +8,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Callable, Deque, Dict, Optional, Tuple
+from typing import Callable, Deque, Dict, Mapping, Optional, Tuple
 
 from latentd.errors import JournalError, Overloaded
-from latentd.learning.restraint import LOOK_S, Reason
+from latentd.learning.restraint import LEARN, LOOK_S, SLEEP, Reason
 from latentd.replay.journal import Journal
 
-YIELD_S = 0.25  # longest time that classify requests hold up one step
+YIELD_S = 0.25  # longest time that classify requests hold up one step of learning
+CALM_S = 0.25  # a step of a sleep waits until no request was seen for so long: between two of one client there are milliseconds
+SLEEP_YIELD_S = 2.5  # or for so long: who never rests sleeps slowly, in a hundredth of the time
+_POLL_S = {LEARN: 0.002, SLEEP: 0.01}
 FORGETS = frozenset(("forget", "forget_class"))
 _PAGE = 256
 _MARKS = 4096  # arrivals remembered; beyond that, several share the time of the first
@@ -22,14 +25,15 @@ _APART_S = 1.0
 
 
 class Pace:
-    """Lets waiting classify requests go before a step, and waits for power, temperature, memory and builds.
+    """Lets waiting requests go before a step, and waits for power, temperature, memory and builds.
 
-    interruption: "yielding" or "waiting" while the learner does either, else None. reason: what it waits for. waited_s: by cause, so far.
+    busy: by kind of work, whether there is a request that goes first. interruption: "yielding" or "waiting" while the learner does either,
+    else None. reason: what it waits for. waited_s: by cause, so far.
     """
 
     def __init__(
         self,
-        busy: Callable[[], bool],
+        busy: Mapping[str, Callable[[], bool]],
         restraint: Callable[[str], Optional[Reason]],
         stopping: threading.Event,
         observe: Callable[[str, float], None],
@@ -38,23 +42,38 @@ class Pace:
         self.interruption: Optional[str] = None
         self.reason: Optional[str] = None
         self.waited_s: Dict[str, float] = {}
+        self._busy_at = -CALM_S
 
     def before_step(self, work: str, urgent: Callable[[], bool], settle: Callable[[], None] = lambda: None) -> bool:
         """Returns when a step of this work ("learn" or "sleep") may be taken. urgent: ends the wait; settle: called once before one, which
         may be long. False: told to stop meanwhile.
         """
-        self.give_way()
+        if work == SLEEP:
+            self._yield(SLEEP, SLEEP_YIELD_S, CALM_S, urgent)
+        else:
+            self.give_way()
         may_go = self._hold(work, urgent, settle)
         self.interruption = self.reason = None
         return may_go
 
     def give_way(self) -> None:
         """Lets waiting classify requests go first, for a moment."""
-        deadline = time.monotonic() + YIELD_S
-        while self._busy() and not self._stopping.is_set() and time.monotonic() < deadline:
+        self._yield(LEARN, YIELD_S, 0.0, lambda: False)
+
+    def _yield(self, work: str, longest_s: float, calm_s: float, urgent: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + longest_s
+        while self._disturbs(work, calm_s) and not self._stopping.is_set() and not urgent() and time.monotonic() < deadline:
             self.interruption = "yielding"
-            self._stopping.wait(0.002)
+            self._stopping.wait(_POLL_S[work])
         self.interruption = None
+
+    def _disturbs(self, work: str, calm_s: float) -> bool:
+        """Whether a request is there that this work lets go first, or was a moment ago."""
+        now = time.monotonic()
+        if self._busy[work]():
+            self._busy_at = now
+            return True
+        return now - self._busy_at < calm_s
 
     def _hold(self, work: str, urgent: Callable[[], bool], settle: Callable[[], None]) -> bool:
         reason = self._restraint(work)

@@ -6,17 +6,19 @@ the learner's.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, TypeVar
 
 import torch
 
 from latentd.engines.torch_queue import ANSWERING, LEARNING, TorchQueue, has_gpu
 from latentd.errors import ConfigError
-from latentd.trouble import is_shortage
+from latentd.trouble import FAILURES, is_shortage
 
 logger = logging.getLogger(__name__)
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 class Place:
@@ -44,6 +46,18 @@ class Place:
             logger.error("learning goes on on the CPU, for the GPU can't be used: %s", cause)
             return Place(reason=f"the GPU can't be used: {cause}")
         return Place(queue)
+
+    def taking(self, module: Module) -> Module:
+        """A copy of the module on the device that learns; the module itself where that is the CPU."""
+        if not self.queue.is_cuda:
+            return module
+        try:
+            with self.queue.work():
+                return copy.deepcopy(module).to(self.queue.device)
+        except FAILURES as error:
+            if not self.leaves(error):
+                raise
+        return module
 
     @property
     def name(self) -> str:

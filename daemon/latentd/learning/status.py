@@ -43,8 +43,20 @@ class LearnerStatus:
 
 
 @dataclass(frozen=True)
+class TokensStatus:
+    """Samples that still have their tokens, in samples and bytes."""
+
+    slots: int
+    used: int
+    used_bytes: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True)
 class MemoryStatus:
-    """The replay memory, in samples and bytes; holdout_bytes is kept beside it. doubted: ids whose label looks wrong, ascending."""
+    """The replay memory, in samples and bytes; holdout_bytes is kept beside it. doubted: ids whose label looks wrong, ascending. tokens:
+    None where only the head learns.
+    """
 
     slots: int
     used: int
@@ -55,6 +67,7 @@ class MemoryStatus:
     holdout_bytes: int
     classes: Dict[int, int]
     doubted: Tuple[str, ...] = ()
+    tokens: Optional[TokensStatus] = None
 
     def doubts(self, sample_id: str) -> bool:
         """Whether the label of this sample looks wrong; asked for every sample of a page, so it looks at few."""
@@ -82,7 +95,9 @@ def gate_facts(verdict: Verdict) -> Dict[str, Any]:
     }
 
 
-def memory_status(memory: ReplayMemory, holdout_bytes: int, codec: str) -> MemoryStatus:
+def memory_status(memory: ReplayMemory, whole: Optional[ReplayMemory], holdout_bytes: int, codec: str) -> MemoryStatus:
+    """whole: the samples with their tokens."""
+    tokens = None if whole is None else TokensStatus(whole.slots, whole.used, whole.used_bytes, whole.budget_bytes)
     return MemoryStatus(
         memory.slots,
         memory.used,
@@ -93,4 +108,5 @@ def memory_status(memory: ReplayMemory, holdout_bytes: int, codec: str) -> Memor
         holdout_bytes,
         memory.counts(),
         memory.ids_of(DOUBTED),
+        tokens,
     )

@@ -7,19 +7,21 @@ journal after a restart or in process. Owned by the learner thread.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Dict, Generator, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Generator, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentd.config import LearnConfig
+from latentd.learning import rehearsal
 from latentd.learning.accuracy import AccuracyReport, Prequential, report
 from latentd.learning.adapted import Adapted
 from latentd.learning.adaptive import AdaptiveHead, TrainedHead
 from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.floor import Floor
 from latentd.learning.foresight import Foresight
-from latentd.learning.gate import MIN_HOLDOUT, TEMPERATURES, Opinion, Verdict, decide, judge, unless_it_flips
+from latentd.learning.gate import Verdict
+from latentd.learning.jury import HeldOut, judged, only_of
 from latentd.learning.place import Place
 from latentd.learning.snapshot import AdaptedHead, Snapshot
 from latentd.learning.unknown import UnknownReport, refused
@@ -35,7 +37,7 @@ NEW_SHARE = (
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """From the configuration; see there. replay_bytes bounds the replay memory."""
+    """From the configuration; see there. replay_bytes bounds the replay memory, token_bytes the samples with their tokens."""
 
     replay_bytes: int
     minibatch: int
@@ -45,6 +47,7 @@ class TrainerSettings:
     seed: int
     unknown_rate: float = 0.0
     doubt_nats: float = 0.0
+    token_bytes: int = 24 << 20
 
     @classmethod
     def of(cls, learn: LearnConfig) -> TrainerSettings:
@@ -54,8 +57,8 @@ class TrainerSettings:
 class Trainer:
     """The learner's state, changed by `take` and `sleep` alone.
 
-    adapted: the blocks above the split, where tokens are stored for them; they take the place of the trained head. place: where either
-    computes.
+    adapted: the blocks above the split, where tokens are stored for them. Where the gate does not let them in, the trained head is asked.
+    place: where either computes.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Trainer:
         self._codec = codec
         self._width = width
         self._settings = settings
-        self._floor = Floor(codec, width, settings.replay_bytes, settings.seed, settings.doubt_nats)
+        self._floor = Floor(codec, width, settings.replay_bytes, settings.seed, settings.doubt_nats, settings.token_bytes)
         self.head: Optional[AdaptiveHead] = None
         self.adapted = adapted
         self.prequential = Prequential()
@@ -86,6 +89,16 @@ class Trainer:
     def evicted(self) -> List[str]:
         """Samples that left the replay memory; whoever deals with them clears it."""
         return self._floor.evicted
+
+    @property
+    def trimmed(self) -> List[str]:
+        """Samples that lost their tokens; whoever deals with them clears it."""
+        return self._floor.trimmed
+
+    @property
+    def whole(self) -> Optional[ReplayMemory]:
+        """Samples with their tokens; None where none are stored."""
+        return None if self._floor.whole is None else self._floor.whole.memory
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
@@ -113,30 +126,32 @@ class Trainer:
             self.foresight.renew(self.sums)
         if self.adapted is not None:
             yield 0
-            codes, class_ids = _codes_and_classes([entry for entry in fresh if entry.was is None])  # the others were moved
+            new = [entry for entry in fresh if entry.was is None]  # the others were moved
+            codes, class_ids = _codes_and_classes([entry for entry in new if entry.code and self._codec.holds_tokens(entry.code)])
             self.adapted.leave_out(doubted)
             self.adapted.learn(codes, class_ids, self.features(codes), batch[0].seq)
             if self.adapted.wants_rivals():
                 yield 0
                 self.adapted.set_rivals(self.sums.solve())
-        else:
-            yield from self._train(fresh, batch[0].seq)
+        yield from self._train(fresh, batch[0].seq)
 
     def wants_sleep(self) -> bool:
         """Whether enough was learned since the last sleep for another one to be worth its time."""
-        return self.adapted is not None and self.adapted.is_due(self.sums.count, self.memory)
+        return self.adapted is not None and self.whole is not None and self.adapted.is_due(self.sums.count, self.whole)
 
     def sleep(self) -> Iterator[int]:
         """One sleep of the adapted blocks; yields between its steps, where `take` may come in between. Its end makes a new version."""
-        assert self.adapted is not None, "nothing sleeps without adapted blocks"
+        assert self.adapted is not None and self.whole is not None, "nothing sleeps without adapted blocks"
         sleeps = self.adapted.sleeps
-        yield from self.adapted.sleep(self.memory, self._floor.holdout, self.sums.count)
+        if rehearsal.wanted(self.adapted) and not (yield from rehearsal.rehearse(self.adapted, self._floor, self._settings.seed)):
+            return
+        yield from self.adapted.sleep(self.whole, self._floor.holdout, self.sums.count)
         self.version += self.adapted.sleeps - sleeps
         self.adapted.set_rivals(self.sums.solve())
 
     def tokens(self, codes: Sequence[bytes]) -> Optional[NDArray[np.float32]]:
-        """(B, N, D) decoded tokens; None where none are stored."""
-        if self._codec.tokens is None or not codes:
+        """(B, N, D) decoded tokens; None where one of them has none."""
+        if not codes or not all(self._codec.holds_tokens(code) for code in codes):
             return None
         return self._codec.decode_tokens(np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(len(codes), -1))
 
@@ -155,11 +170,16 @@ class Trainer:
             yield from self._floor.forget(entry, entry.was)
             if not entry.holdout:
                 self._untrain()
+            elif self.adapted is not None:
+                self.adapted.hold_no_more([entry.sample_id])
         elif entry.kind == "relabel" and entry.was is not None and entry.class_id is not None:
             return self._relabel(entry, entry.was, entry.class_id)
         elif entry.kind in ("sample", "relabel") and entry.code is not None and entry.class_id is not None:
+            trimmed = len(self.trimmed)
             self._floor.learn(entry)
-            if self.adapted is not None and entry.holdout:
+            if self.adapted is not None:
+                self.adapted.hold_no_more(self.trimmed[trimmed:])
+            if self.adapted is not None and entry.holdout and self._codec.holds_tokens(entry.code):
                 self.adapted.hold_out(entry.sample_id, entry.code)
             return not entry.holdout
         return False
@@ -167,9 +187,9 @@ class Trainer:
     def _relabel(self, entry: Entry, was: int, class_id: int) -> bool:
         """Moves a learned sample; the head is shown it under its new label."""
         moved = self._floor.relabel(entry, was, class_id)
-        if moved and self.adapted is not None and entry.code is not None and entry.sample_id in self.memory:
+        if moved and self.adapted is not None and self.whole is not None and entry.sample_id in self.whole:
             # of the others nobody knows whether the adapted sums hold them; sleep makes them anew
-            self.adapted.move(entry.sample_id, entry.code, was, class_id)
+            self.adapted.move(entry.sample_id, self.whole.get([entry.sample_id]).tobytes(), was, class_id)
         return moved
 
     def _untrain(self) -> None:
@@ -221,13 +241,8 @@ class Trainer:
 
         A class without a name was forgotten, and its turn in the log is still to come: nobody is answered with it.
         """
-        analytic = _only(self.sums.solve(), names)
-        column = {class_id: index for index, class_id in enumerate(analytic.class_ids)}
-        held = {sample_id: item for sample_id, item in self._floor.holdout.items() if item[0] in column}
-        columns = np.array([column[class_id] for class_id, _ in held.values()], dtype=np.int64)
-        features = self.features([code for _, code in held.values()])
-        part, opinion = self._trained_part(names, list(held), features)
-        verdict = self._weighed(judge(analytic, opinion, features, columns), analytic, features, columns, opinion)
+        analytic = only_of(self.sums.solve(), names)
+        part, verdict, asked = judged(analytic, self.head, self.adapted, self._held_out(analytic), names)
         self.last_verdict = verdict
         labels = tuple(names[class_id] for class_id in analytic.class_ids)
         below, why_not = self.foresight.answers.threshold(self._settings.unknown_rate)
@@ -242,43 +257,21 @@ class Trainer:
             unknown_below=below,
             published_at=published_at,
             seq=self.seq,
-            adapted=replace(part, temperature=verdict.opinion_temperature) if isinstance(part, AdaptedHead) and verdict.weight else None,
+            adapted=part if isinstance(part, AdaptedHead) and verdict.weight else None,
         )
         answers = [analytic.class_ids[int(answer)] for answer in verdict.answers]
-        accuracy = report(names, self.prequential, [class_id for class_id, _ in held.values()], answers, self.foresight.drift.of)
-        strange = int(refused(analytic, features, below).sum())
-        unknown = UnknownReport(self._settings.unknown_rate, below, why_not, len(self.foresight.answers), strange, len(held))
+        accuracy = report(names, self.prequential, asked.class_ids, answers, self.foresight.drift.of)
+        strange = int(refused(analytic, asked.features, below).sum())
+        unknown = UnknownReport(self._settings.unknown_rate, below, why_not, len(self.foresight.answers), strange, len(asked.ids))
         return snapshot, replace(accuracy, unknown=unknown)
 
-    def _trained_part(
-        self, names: Mapping[int, str], held: Sequence[str], features: NDArray[np.float32]
-    ) -> Tuple[Union[TrainedHead, AdaptedHead, None], Optional[Opinion]]:
-        """What gradients have made, and what it says of the hold-out samples `held` with these features."""
-        if self.adapted is not None and self.adapted.serving is not None:
-            head = _only(self.adapted.head(), names)
-            return AdaptedHead(self.adapted.serving, head, 1.0), self.adapted.opinion(head, held)
-        if self.head is None:
-            return None, None
-        trained = self.head.frozen()
-        return trained, Opinion(trained.class_ids, trained.scores(features))
-
-    def _weighed(
-        self,
-        verdict: Verdict,
-        analytic: LinearHead,
-        features: NDArray[np.float32],
-        columns: NDArray[np.int64],
-        opinion: Optional[Opinion],
-    ) -> Verdict:
-        """The verdict of what was answered before it was learned, where there are adapted blocks and enough of it; the hold-out only
-        objects where it would flip too much.
-        """
-        table = self.adapted.evidence.table(analytic.class_ids) if self.adapted is not None else None
-        if opinion is None or table is None or len(table.columns) < MIN_HOLDOUT:
-            return verdict
-        own = Opinion(analytic.class_ids, table.own, TEMPERATURES)
-        found = decide(analytic.class_ids, table.floor, own, table.columns, table.groups, "before learning")
-        return unless_it_flips(found, analytic, opinion, features, columns)
+    def _held_out(self, analytic: LinearHead) -> HeldOut:
+        """What is held out of the classes that this head answers."""
+        column = {class_id: index for index, class_id in enumerate(analytic.class_ids)}
+        held = {sample_id: item for sample_id, item in self._floor.holdout.items() if item[0] in column}
+        class_ids = tuple(class_id for class_id, _ in held.values())
+        columns = np.array([column[class_id] for class_id in class_ids], dtype=np.int64)
+        return HeldOut(tuple(held), class_ids, self.features([code for _, code in held.values()]), columns)
 
     # --- checkpoint ---------------------------------------------------------------------------------------------------
 
@@ -335,10 +328,3 @@ def _teaches(entry: Entry) -> bool:
     if entry.kind == "sample":
         return entry.code is not None and entry.class_id is not None
     return entry.kind != "forget" or entry.was is not None
-
-
-def _only(head: LinearHead, names: Mapping[int, str]) -> LinearHead:
-    columns = [column for column, class_id in enumerate(head.class_ids) if class_id in names]
-    if len(columns) == len(head.class_ids):
-        return head
-    return head.only(columns)

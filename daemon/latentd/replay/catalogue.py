@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,8 +132,7 @@ class Catalogue:
         return None
 
     def _latent(self, code: bytes) -> NDArray[np.float32]:
-        features: NDArray[np.float32] = self._codec.decode_features(np.frombuffer(code, dtype=np.uint8)[None])[0]
-        return features
+        return cast("NDArray[np.float32]", self._codec.features_of([code])[0])
 
     def _holds_out(self, class_id: Optional[int]) -> bool:
         """Whether the next sample of the class is kept out of training: never more than one in `holdout_every`, also after forgetting."""
@@ -202,11 +201,13 @@ class Catalogue:
         self._append("rename", None, record.class_id, None)
         return self._classes.rename(record, rename_to), False
 
-    def settle(self, seq: int, evicted: Sequence[str], prunable_seq: int) -> None:
-        """The learner's state up to `seq` is durable: wipes what was forgotten before, and drops the latents it gave up.
+    def settle(self, seq: int, evicted: Sequence[str], prunable_seq: int, trimmed: Sequence[str] = ()) -> None:
+        """The learner's state up to `seq` is durable: wipes what was forgotten before, and drops the latents and tokens it gave up.
 
         prunable_seq: every version on the disk has learned the log up to here.
         """
+        for sample_id in trimmed:
+            self._log.trim_latent(seq_of(sample_id), self._codec.features_bytes)
         for sample_id in evicted:
             row = self._log.sample(seq_of(sample_id))
             if row is not None and row.kept and row.state == "stored" and row.changed <= seq:  # a relabel to come needs the latent
@@ -220,6 +221,9 @@ class Catalogue:
                 self._log.write(wish)
             self.purge_due = True
         self._prunable_seq, self._prune_at = max(self._prunable_seq, prunable_seq), 0.0
+
+    def drop_tokens(self) -> None:
+        self._log.trim_latents(self._codec.features_bytes)
 
     def _drop_latent(self, row: SampleRow) -> None:
         self._unindex(row)

@@ -141,12 +141,17 @@ class Journal:
         """The log beyond `after_seq`, in order; whole requests, so the last may carry it past `limit`."""
         return self._submit(lambda: self._catalogue.entries(after_seq, limit))
 
-    def settle(self, seq: int, evicted: Sequence[str] = (), prunable_seq: int = 0) -> Future[None]:
+    def settle(self, seq: int, evicted: Sequence[str] = (), prunable_seq: int = 0, trimmed: Sequence[str] = ()) -> Future[None]:
         """The learner's state up to `seq` is durable: wipes what was forgotten, and drops the latents that the replay memory gave up.
 
-        prunable_seq: every version on the disk has learned the log up to here, so that spent records may make room.
+        prunable_seq: every version on the disk has learned the log up to here, so that spent records may make room. trimmed: samples of
+        whose latents the tokens go.
         """
-        return self._submit(lambda: self._catalogue.settle(seq, evicted, prunable_seq))
+        return self._submit(lambda: self._catalogue.settle(seq, evicted, prunable_seq, trimmed))
+
+    def drop_tokens(self) -> Future[None]:
+        """Leaves of every latent its features: what stores tokens has changed."""
+        return self._submit(lambda: self._catalogue.drop_tokens())
 
     def put_counters(self, name: str, counters: Dict[str, Any]) -> Future[None]:
         return self._submit(lambda: self._catalogue.put_counters(name, json.dumps(counters).encode()))

@@ -1,11 +1,12 @@
 """How a whole latent is stored: the class tokens that make its features and, where blocks above the split learn, its token matrix, as one
-row of bytes. A LatentCodec is immutable after construction: any thread may use it, nothing blocks.
+row of bytes. Tokens take many times the bytes of features, so most samples lose theirs after a while: such a code is its features' bytes
+alone. A LatentCodec is immutable after construction: any thread may use it, nothing blocks.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -18,8 +19,8 @@ class TokenPool:
     """Patch tokens averaged over squares of neighbours, so that a latent takes fewer bytes and its training step less time.
 
     lead: tokens before the patches, which stay as they are. side: patches along one side of the image. grid: squares along one side after
-    pooling; 0 leaves every token. whole, tokens: how many there are before and after. Raises ValueError where the grid does not divide the
-    side.
+    pooling; 0 leaves every token. whole, tokens: how many tokens there are before and after; self.side: squares along one side after.
+    Raises ValueError where the grid does not divide the side.
     """
 
     def __init__(self, lead: int, side: int, grid: int = 0) -> None:
@@ -27,6 +28,7 @@ class TokenPool:
             fitting = ", ".join(str(each) for each in range(1, side + 1) if side % each == 0)
             raise ValueError(f"{side} x {side} patches can't be pooled to {grid} x {grid}: {fitting} fit")
         self._lead, self._side, self._grid = lead, side, grid or side
+        self.side = self._grid
         self.tokens = lead + self._grid**2
         self.whole = lead + side**2
 
@@ -41,7 +43,7 @@ class TokenPool:
 
 
 class LatentCodec:
-    """Latents as codes of `code_bytes` bytes: first the features' bytes, then the tokens'.
+    """Latents as codes of `code_bytes` bytes: first the features' bytes, of which there are `features_bytes`, then the tokens'.
 
     features: codec of the class tokens (m, D). tokens: codec of the token matrix (N, D) after block `split`, as `pool` leaves it; None
     where the head alone learns.
@@ -51,8 +53,8 @@ class LatentCodec:
         self.features = features
         self.tokens = tokens
         self._pool = pool
-        self._features_bytes = features.code_bytes
-        self.code_bytes = self._features_bytes + (tokens.code_bytes if tokens else 0)
+        self.features_bytes = features.code_bytes
+        self.code_bytes = self.features_bytes + (tokens.code_bytes if tokens else 0)
 
     def __str__(self) -> str:
         if self.tokens is None:
@@ -80,25 +82,41 @@ class LatentCodec:
             raise ValueError(f"{B} latents have features and {len(tokens)} have tokens")
         return np.concatenate([codes, self.tokens.encode(tokens)], axis=1)
 
+    def holds_tokens(self, code: bytes) -> bool:
+        """Whether this code has its tokens still."""
+        return self.tokens is not None and len(code) == self.code_bytes
+
+    def features_of(self, codes: Sequence[bytes]) -> Floats:
+        """B codes, each with its tokens or without -> (B, m * D) float32. Raises ValueError for another length."""
+        for code in codes:
+            if len(code) not in (self.features_bytes, self.code_bytes):
+                raise ValueError(f"a code of {self} has {self.features_bytes} or {self.code_bytes} bytes, not {len(code)}")
+        rows = b"".join(code[: self.features_bytes] for code in codes)
+        return self.decode_features(np.frombuffer(rows, dtype=np.uint8).reshape(len(codes), self.features_bytes))
+
     def decode_features(self, codes: Bytes) -> Floats:
-        """(B, code_bytes) -> (B, m * D) float32. Raises ValueError for another length."""
-        self._check(codes)
+        """(B, code_bytes) or (B, features_bytes) -> (B, m * D) float32. Raises ValueError for another length."""
+        self._check(codes, (self.features_bytes, self.code_bytes))
         spec = self.features.spec
-        return self.features.decode(codes[:, : self._features_bytes]).reshape(len(codes), spec.tokens * spec.width)
+        return self.features.decode(codes[:, : self.features_bytes]).reshape(len(codes), spec.tokens * spec.width)
 
     def decode_tokens(self, codes: Bytes) -> Floats:
         """(B, code_bytes) -> (B, N, D) float32. Raises ValueError for another length, or where no tokens are stored."""
-        self._check(codes)
+        self._check(codes, (self.code_bytes,))
         if self.tokens is None:
             raise ValueError(f"{self} stores no tokens")
-        return self.tokens.decode(codes[:, self._features_bytes :])
+        return self.tokens.decode(codes[:, self.features_bytes :])
 
     def identity(self) -> Dict[str, Any]:
         """JSON-able facts: codes of two codecs mean the same if, and only if, these are equal."""
-        return {**_identity("codec", self.features), **_identity("tokens_codec", self.tokens)}
+        return {**_identity("codec", self.features), **self.tokens_identity()}
 
-    def _check(self, codes: Bytes) -> None:
-        if codes.ndim != 2 or codes.shape[1] != self.code_bytes:
+    def tokens_identity(self) -> Dict[str, Any]:
+        """The part of `identity` that is about tokens: where it alone differs, features can be read on."""
+        return _identity("tokens_codec", self.tokens)
+
+    def _check(self, codes: Bytes, lengths: Tuple[int, ...]) -> None:
+        if codes.ndim != 2 or codes.shape[1] not in lengths:
             raise ValueError(f"a code of {self} has {self.code_bytes} bytes, not {codes.shape[1:]}")
 
 
@@ -110,19 +128,22 @@ def make_latent_codec(
     seed: int = 0,
     parameters: Callable[[CodecSpec], Floats] = calibrated,
     pool: Optional[TokenPool] = None,
+    features_as: Optional[Tuple[str, str]] = None,
 ) -> LatentCodec:
     """A codec for latents whose features have shape (m, D) and whose tokens, if any are kept, (N, D).
 
-    name, kind and seed are codec_spec's, and mean the tokens where they are kept: features are a hundredth of such a latent's bytes and the
-    whole of the closed-form head, so they stay at eight bits or as floats. parameters: gives what a codec of this spec is calibrated with.
-    Raises ValueError for an unknown name or kind, and for one that needs calibration or a grid of patches where there is none.
+    name, kind and seed are codec_spec's, and mean the tokens where they are kept. features_as: name and kind for the features beside
+    tokens; None: a float beside floats, else int8 token. parameters: gives what a codec of this spec is calibrated with. Raises ValueError
+    for an unknown name or kind, and for one that needs calibration or a grid of patches where there is none.
     """
+    beside = features_as or (name if name.startswith("fp") else "int8", "token")
+    own_name, own_kind = (name, kind) if tokens is None else beside
+    if own_kind == "spatial" and not own_name.startswith("fp"):
+        raise ValueError("kind 'spatial' is for the tokens of patches, not for features")
+    own = _codec(codec_spec(own_name, own_kind, *features, seed), parameters)
     if tokens is None:
-        if kind == "spatial" and not name.startswith("fp"):
-            raise ValueError("kind 'spatial' is for the tokens of patches, and none are kept while only the head learns")
-        return LatentCodec(_codec(codec_spec(name, kind, *features, seed), parameters))
-    precise = codec_spec(name if name.startswith("fp") else "int8", "token", *features)
-    return LatentCodec(_codec(precise), _codec(codec_spec(name, kind, *tokens, seed), parameters), pool)
+        return LatentCodec(own)
+    return LatentCodec(own, _codec(codec_spec(name, kind, *tokens, seed), parameters), pool)
 
 
 def _codec(spec: CodecSpec, parameters: Callable[[CodecSpec], Floats] = calibrated) -> Codec:

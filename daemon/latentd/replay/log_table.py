@@ -92,6 +92,16 @@ class LogTable:
     def put_latent(self, seq: int, code: bytes) -> None:
         self._store.put({_latent_key(seq): code})
 
+    def trim_latent(self, seq: Optional[int], length: int) -> None:
+        """Leaves the first bytes of a latent, if it is there and longer."""
+        code = None if seq is None else self.latent(seq)
+        if seq is not None and code is not None and len(code) > length:
+            self.put_latent(seq, code[:length])
+
+    def trim_latents(self, length: int) -> None:
+        """The same with every latent."""
+        self._store.cut("l/", length)
+
     def delete_latent(self, seq: int) -> None:
         self._store.delete([_latent_key(seq)])
 

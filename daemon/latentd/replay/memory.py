@@ -22,7 +22,7 @@ Labels = npt.NDArray[np.int64]
 _ID_BYTES = 16
 _MAX_CLASS = 1 << 31
 _ORDER_BYTES = 8  # the order by class, kept between two draws, is one integer a slot
-PLAIN, DOUBTED, VOUCHED = 0, 1, 2  # what is thought of a sample's label; VOUCHED: somebody said it twice
+PLAIN, DOUBTED, VOUCHED, AWAY = 0, 1, 2, 3  # what is thought of a sample's label; VOUCHED: somebody said it twice; AWAY: asked, not drawn
 _GONE = 4096  # doubted samples given up that are remembered, until their latents are surely off the disk
 
 
@@ -45,8 +45,8 @@ class ReplayMemory:
     nothing else.
     """
 
-    def __init__(self, codec: str, code_bytes: int, budget_bytes: int, seed: int) -> None:
-        """codec: the name of what makes codes of code_bytes bytes, for messages.
+    def __init__(self, codec: str, code_bytes: int, budget_bytes: int, seed: int, key: str = "learn.replay_bytes") -> None:
+        """codec: the name of what makes codes of code_bytes bytes, and key: of what sets the budget, for messages.
 
         Raises ConfigError where the budget holds not one latent, or is more than the machine can reserve.
         """
@@ -62,23 +62,26 @@ class ReplayMemory:
         needed = slot_bytes(code_bytes)
         self.slots = min(budget_bytes // needed, _MAX_CLASS - 1)
         if self.slots < 1:
-            hint = f"Set learn.replay_bytes to {needed} or more, or store latents in fewer bits (learn.codec)."
+            hint = f"Set {key} to {needed} or more, or store latents in fewer bits."
             raise ConfigError(f"the replay memory of {budget_bytes} bytes holds no latent: one takes {needed} as {codec}", hint=hint)
-        self._reserve()
+        self._reserve(key)
 
-    def _reserve(self) -> None:
+    def _reserve(self, key: str) -> None:
         try:
             self._samples, self._classes = _tables(self.slots)
             self._codes = np.empty((self.slots, self.code_bytes), np.uint8)
         except MemoryError as cause:
-            raise ConfigError(
-                f"a replay memory of {self.budget_bytes} bytes can't be reserved", hint="Lower learn.replay_bytes."
-            ) from cause
+            raise ConfigError(f"a replay memory of {self.budget_bytes} bytes can't be reserved", hint=f"Lower {key}.") from cause
 
     @property
     def used(self) -> int:
         """Samples stored; slots is how many fit."""
         return self._samples.count
+
+    @property
+    def drawable(self) -> int:
+        """Samples stored that `draw` may give."""
+        return len(self._by_class()[0])
 
     @property
     def used_bytes(self) -> int:
@@ -210,7 +213,7 @@ class ReplayMemory:
         return DOUBTED if sample_id in self._gone else PLAIN
 
     def judge(self, sample_id: str, standing: int) -> None:
-        """Change what is thought of a sample's label; a DOUBTED one is not drawn."""
+        """Change what is thought of a sample's label; a DOUBTED one, or one that is AWAY, is not drawn. No restart remembers AWAY."""
         place, found = self._samples.find(_key(sample_id))
         if found:
             self._samples["standing"][place] = standing
@@ -285,7 +288,7 @@ class ReplayMemory:
             # Sixteen bits sort several times faster (radix), and hold any class id that a device will see.
             short = self._classes.count > 0 and int(self._classes.keys[-1]) < 1 << 15
             order = np.argsort(class_ids.astype(np.int16) if short else class_ids, kind="stable")
-            order = order[self._samples["standing"][order] != DOUBTED]
+            order = order[~np.isin(self._samples["standing"][order], (DOUBTED, AWAY))]
             self._drawable = order, np.unique(class_ids[order], return_counts=True)[1].astype(np.int64)
         return self._drawable
 

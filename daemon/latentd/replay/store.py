@@ -70,15 +70,20 @@ class Store:
         for key in keys:
             self._db.conn.execute(f'DELETE FROM "{TABLE}" WHERE key = ?', (key,))
 
+    def cut(self, prefix: str, length: int) -> None:
+        """Queues for the next commit: of every value whose key starts with `prefix`, its first bytes alone."""
+        self._dirty = True
+        query = f'UPDATE "{TABLE}" SET value = substr(value, 1, ?) WHERE key > ? AND key < ? AND length(value) > ?'
+        self._db.conn.execute(query, (length, prefix, _after(prefix), length))
+
     def get(self, key: str) -> Optional[bytes]:
         row = self._row(f'SELECT value FROM "{TABLE}" WHERE key = ?', (key,))
         return None if row is None else bytes(row[0])
 
     def scan(self, prefix: str, after: str = "", before: str = "", limit: int = -1) -> Iterator[Tuple[str, bytes]]:
         """Pairs whose key starts with `prefix` and lies beyond `after` and short of `before`, in key order; at most `limit` (-1: all)."""
-        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         query = f'SELECT key, value FROM "{TABLE}" WHERE key > ? AND key < ? ORDER BY key LIMIT ?'
-        for key, value in self._select(query, (max(prefix, after), before or end, limit)):
+        for key, value in self._select(query, (max(prefix, after), before or _after(prefix), limit)):
             yield str(key), bytes(value)
 
     def commit(self) -> bool:
@@ -177,6 +182,11 @@ class Store:
     def _one(self, query: str) -> Any:
         row = self._row(query)
         return None if row is None else row[0]
+
+
+def _after(prefix: str) -> str:
+    """The first text beyond all that start with this one."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 def _require_room(folder: Path) -> None:

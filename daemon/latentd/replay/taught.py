@@ -22,16 +22,18 @@ from latentd.replay.records import SampleRow
 
 # The journal's table and keys, as Store and LogTable write them.
 _VALUE = "SELECT value FROM journal WHERE key = ?"
+_LENGTHS = "SELECT key, length(value) FROM journal WHERE key > 'l/' AND key < 'l0'"
 _ROWS = "SELECT key, value FROM journal WHERE key > 'e/' AND key < 'e0' ORDER BY key"
 
 
 class Taught(NamedTuple):
     """latents: the facts under which the latents were stored (backbone, codecs). seqs, class_ids: samples whose latent is there, oldest
-    first, hold-out included."""
+    first, hold-out included. lengths: bytes of their codes, fewer where the tokens are gone."""
 
     latents: Mapping[str, Any]
     seqs: Tuple[int, ...]
     class_ids: NDArray[np.int64]
+    lengths: NDArray[np.int64]
 
 
 def read_taught(path: Path) -> Taught:
@@ -39,19 +41,24 @@ def read_taught(path: Path) -> Taught:
     with _opened(path) as db:
         facts = db.execute(_VALUE, ("m/counters/latents",)).fetchone()
         samples = [SampleRow.from_bytes(int(key[2:]), value[1:]) for key, value in db.execute(_ROWS) if value[:1] == b"S"]
+        bytes_of = {int(key[2:]): length for key, length in db.execute(_LENGTHS)}
     kept = [(row.seq, row.class_id) for row in samples if row.kept and row.state == "stored" and row.class_id is not None]
     found: Dict[str, Any] = {} if facts is None else json.loads(facts[0])
-    return Taught(found, tuple(seq for seq, _ in kept), np.array([class_id for _, class_id in kept], dtype=np.int64))
+    seqs = tuple(seq for seq, _ in kept)
+    lengths = np.array([bytes_of.get(seq, 0) for seq in seqs], dtype=np.int64)
+    return Taught(found, seqs, np.array([class_id for _, class_id in kept], dtype=np.int64), lengths)
 
 
 def read_codes(path: Path, seqs: Sequence[int]) -> Bytes:
-    """Codes of these samples, (len(seqs), code_bytes), in their order. Raises JournalError, also where one is missing."""
+    """Codes of these samples, (len(seqs), bytes), in their order: cut to the shortest, where some have no tokens. Raises JournalError, also
+    where one is missing."""
     with _opened(path) as db:
         rows = [db.execute(_VALUE, (f"l/{seq:012d}",)).fetchone() for seq in seqs]
     codes = [b"" if row is None else bytes(row[0]) for row in rows]
-    if not codes or len({len(code) for code in codes}) > 1 or not codes[0]:
-        raise JournalError(f"{path} changed while it was read, or is damaged: latents are missing or of several lengths")
-    return np.frombuffer(b"".join(codes), dtype=np.uint8).reshape(len(codes), -1)
+    length = min(map(len, codes), default=0)
+    if not length:
+        raise JournalError(f"{path} changed while it was read, or is damaged: latents are missing")
+    return np.frombuffer(b"".join(code[:length] for code in codes), dtype=np.uint8).reshape(len(codes), length)
 
 
 def stored_codec(latents: Mapping[str, Any]) -> Optional[LatentCodec]:

@@ -132,6 +132,10 @@ class Batcher:
         """Whether classify requests wait or run; the learner lets them go first."""
         return self._held[Priority.CLASSIFY] > 0 or any(batch.tickets[0].priority is Priority.CLASSIFY for batch in tuple(self._running))
 
+    def working(self) -> bool:
+        """Whether any image waits or runs; a sleep lets them all go first."""
+        return bool(self._running) or any(self._held.values())
+
     def start(self) -> None:
         for thread in self._threads:
             thread.start()

@@ -23,11 +23,12 @@ from latentd.engines.recent import RecentImages
 from latentd.engines.stage import StageSpec, stage_spec
 from latentd.engines.upgrade import Upgrade
 from latentd.errors import ConfigError, LatentdError
-from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.learner import Learner, LearnerSettings
 from latentd.learning.place import Place
 from latentd.learning.restraint import Limits, Restraint, Senses
+from latentd.learning.sleep import SleepSettings
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.journal import Journal
 from latentd.replay.latents import LatentCodec
@@ -39,7 +40,7 @@ from latentd.service.metrics import Metrics
 from latentd.service.parts import Parts
 from latentd.service.pipeline import Pipeline
 from latentd.service.readiness import Readiness
-from latentd.service.storing import latent_codec, origin
+from latentd.service.storing import latent_codec, origin, tokens_of
 from latentd.vision import checkpoints, images
 from latentd.vision.probe import probe_images
 
@@ -151,18 +152,25 @@ def _journal(config: Config, spec: StageSpec, codec: LatentCodec, metrics: Metri
 
 
 def _require_same_latents(journal: Journal, config: Config, spec: StageSpec, codec: LatentCodec) -> None:
-    """Latents of another backbone or codec mean nothing here: refuses to mix them. Raises ConfigError."""
-    mine = {**origin(spec, codec.tokens is not None), **codec.identity()}
+    """Features of another backbone or codec mean nothing here: refuses to mix them. Raises ConfigError. Tokens of another split or codec
+    are dropped: what the floor knows does not hang on them."""
+    tokens = tokens_of(spec, codec)
+    mine = {**origin(spec), **codec.identity(), **tokens}
     theirs = journal.counters("latents").result(STOP_S)
     if not theirs or journal.status().head_seq == 0:
         journal.put_counters("latents", mine).result(STOP_S)
         return
     # State folders that name no shape hold class tokens, stored without calibration.
     theirs.setdefault("codec_shape", [theirs.get("class_tokens"), spec.width])
-    changed = [f"{key} was {theirs.get(key)}, now {mine[key]}" for key in mine if theirs.get(key) != mine[key]]
+    changed = {key: f"{key} was {theirs.get(key)}, now {value}" for key, value in mine.items() if theirs.get(key) != value}
+    if changed and not set(changed) - set(tokens):
+        log.warning("the blocks above the split begin anew, on what is taught from now on: %s", "; ".join(changed.values()))
+        journal.drop_tokens().result(STOP_S)
+        journal.put_counters("latents", mine).result(STOP_S)
+        return
     if changed:
         raise ConfigError(
-            f"what was taught in {config.state_dir} can't be used with this configuration: {'; '.join(changed)}",
+            f"what was taught in {config.state_dir} can't be used with this configuration: {'; '.join(changed.values())}",
             hint="Set it back, or start with an empty state folder (--state-dir) and teach again.",
         )
 
@@ -217,6 +225,7 @@ def _learner(
         settings,
         observer=metrics,
         busy=batcher.busy,
+        working=batcher.working,
         activity=lambda samples: ledger.activity("learn", samples=samples),
         restraint=restraint,
     )

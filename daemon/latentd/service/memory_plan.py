@@ -12,7 +12,7 @@ from typing import Dict, List, Mapping, Tuple
 
 import numpy as np
 
-from latentd.config import BackboneConfig, Config, EngineConfig, LearnConfig
+from latentd.config import BackboneConfig, Config, EngineConfig
 from latentd.engines.stage import FrozenStage, StageSpec, stage_spec
 from latentd.learning.blocks import widened_bytes
 from latentd.learning.restraint import LEARN, SLEEP
@@ -85,6 +85,7 @@ def make_plan(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCod
         *([Part("CUDA", CUDA_BYTES, "always", "estimate")] if on_gpu else []),
         *_engine(config.engine, shape, spec, engine, lanes),
         Part("replay memory", config.learn.replay_bytes, "always", "limit"),
+        *([Part("samples with tokens", config.learn.token_bytes, "always", "limit")] if codec.tokens is not None else []),
         Part("hold-out", _holdout(config, codec), "always", "counted"),
         Part("sums", sum(sums_bytes(width) for width in widths), "always", "counted"),
         Part("heads", sum(5 * CLASSES * width * FP32 for width in widths), "always", "counted"),
@@ -197,12 +198,13 @@ def _blocks(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec
 
 
 def _holdout(config: Config, codec: LatentCodec) -> int:
-    return codec.code_bytes * config.learn.holdout_per_class * CLASSES if config.learn.holdout_every else 0
+    """Without tokens: those of the hold-out are within their own budget."""
+    return codec.features_bytes * config.learn.holdout_per_class * CLASSES if config.learn.holdout_every else 0
 
 
 def _duplicates(config: Config, spec: StageSpec, codec: LatentCodec) -> int:
     """The index holds no latents: planes of its projection, and a sketch of each sample that fits into the journal."""
-    return spec.features_width * SKETCH_BITS * FP32 + config.state.journal_bytes // codec.code_bytes * SAMPLE_BYTES
+    return spec.features_width * SKETCH_BITS * FP32 + config.state.journal_bytes // codec.features_bytes * SAMPLE_BYTES
 
 
 # --- docs/memory.md ---------------------------------------------------------------------------------------------------
@@ -249,9 +251,10 @@ def _mib(count: int) -> str:
 
 def documented() -> Dict[str, MemoryPlan]:
     """The plans of the table in docs/memory.md."""
-    blocks = Config(backbone=BackboneConfig(split=9), learn=LearnConfig(codec="int4", codec_kind="rotated"))
+    head, blocks = Config(backbone=BackboneConfig(split=0)), Config(backbone=BackboneConfig(split=9))
     return {
-        "defaults: the head learns": plan_for(Config(), DINOV2_SMALL, "tensorrt-fp16"),
-        "backbone.split = 9, int4 rotated": plan_for(blocks, DINOV2_SMALL, "tensorrt-fp16"),
+        "defaults: head and last block learn": plan_for(Config(), DINOV2_SMALL, "tensorrt-fp16"),
+        "backbone.split = 0: the head alone": plan_for(head, DINOV2_SMALL, "tensorrt-fp16"),
+        "backbone.split = 9": plan_for(blocks, DINOV2_SMALL, "tensorrt-fp16"),
         "defaults, INT8 on the CPU, one core": plan_for(Config(), DINOV2_SMALL, "onnxruntime-cpu-int8-static"),
     }

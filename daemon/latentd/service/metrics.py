@@ -163,6 +163,8 @@ def _memory(parts: Parts) -> Iterable[Metric]:
     yield _gauge("replay_slots", "Latents that the replay memory can hold.", memory.slots)
     yield _gauge("replay_used", "Latents in the replay memory.", memory.used)
     yield _gauge("replay_bytes", "Bytes of the latents in the replay memory.", memory.used_bytes)
+    if memory.tokens is not None:
+        yield _gauge("replay_tokens_used", "Latents that still have their tokens.", memory.tokens.used)
     yield _gauge("replay_doubted", "Latents in the replay memory whose label looks wrong.", len(memory.doubted))
     available = parts.headroom().available_bytes
     if available is not None:

@@ -255,6 +255,13 @@ class Plan(Shape):
     images_a_run: int = Field(description="halved when the engine ran out of memory")
 
 
+class WithTokens(Shape):
+    slots: int
+    used: int
+    used_bytes: int
+    budget_bytes: int
+
+
 class Memory(Shape):
     slots: int
     used: int
@@ -265,6 +272,7 @@ class Memory(Shape):
     holdout_bytes: int = Field(description="latents kept beside it, to measure accuracy")
     classes: Dict[str, int] = Field(description="latents by class")
     doubted: int = Field(description="latents whose label looks wrong, and that are not learned from")
+    tokens: Optional[WithTokens] = Field(description="those that still have their tokens; null where only the head learns")
     plan: Plan
 
 

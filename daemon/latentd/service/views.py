@@ -150,6 +150,8 @@ def memory(parts: Parts) -> Dict[str, Any]:
     view["classes"] = {names[class_id]: count for class_id, count in view["classes"].items() if class_id in names}
     view["doubted"] = len(found.doubted)
     used = {"replay memory": found.used_bytes, "hold-out": found.holdout_bytes, "request bodies": parts.pending.held}
+    if found.tokens is not None:
+        used["samples with tokens"] = found.tokens.used_bytes
     return {**view, "plan": _plan(parts, used)}
 
 

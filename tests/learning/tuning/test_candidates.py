@@ -7,6 +7,7 @@ import pytest
 
 from latentd.learning.accuracy import Score
 from latentd.learning.tuning.candidates import LEAST_REPLAY_BYTES, Candidate, HoldOut, Limits, faults, recommend, settings_of, slots_within
+from latentd.replay.memory import slot_bytes
 
 LEAST = 128
 NO_LIMITS = Limits()
@@ -17,6 +18,7 @@ HEAD = Candidate(
     codec="int8",
     codec_kind="token",
     latent_bytes=1500,
+    features_bytes=1500,
     slot_bytes=1550,
     fixed_bytes=50_000_000,
     slots=1500,
@@ -178,9 +180,10 @@ def test_a_candidate_is_written_as_the_keys_that_make_it() -> None:
     assert settings_of(blocks(token_grid=8, tokens=65, codec="int4", codec_kind="rotated"), depth=12) == {
         "backbone.split": 10,
         "learn.token_grid": 8,
-        "learn.codec": "int4",
-        "learn.codec_kind": "rotated",
-        "learn.replay_bytes": 1500 * 100_050,
+        "learn.token_codec": "int4",
+        "learn.token_codec_kind": "rotated",
+        "learn.token_bytes": 1500 * (100_050 - 4 * slot_bytes(1500)),
+        "learn.replay_bytes": 1500 * 4 * slot_bytes(1500),
         "learn.microbatch": 4,
     }
     assert settings_of(head(), depth=12)["backbone.split"] == 0

@@ -14,7 +14,7 @@ from latentd.learning.tuning.samples import Latents
 from latentd.replay.latents import LatentCodec, make_latent_codec
 from latentd.vision.checkpoints import Backbone
 
-LEARN = replace(LearnConfig(), minibatch=8, microbatch=4, sleep_rank=4, sleep_epochs=2.0)
+LEARN = replace(LearnConfig(), sleep_minibatch=8, microbatch=4, sleep_rank=4, sleep_epochs=2.0)
 WIDTH, TOKENS = tiny.DINOV2.width, 10
 IDS = np.repeat(np.array([3, 5, 8]), 20)
 FEATURES = (2, WIDTH)

@@ -17,7 +17,7 @@ from latentd.replay.latents import LatentCodec, make_latent_codec
 from latentd.replay.memory import ReplayMemory
 from latentd.vision.checkpoints import Backbone
 
-LEARN = replace(LearnConfig(), minibatch=8, microbatch=2, sleep_threads=1, sleep_rank=4)
+LEARN = replace(LearnConfig(), minibatch=8, sleep_minibatch=8, microbatch=2, sleep_threads=1, sleep_rank=4)
 WIDTH, COUNT = tiny.DINOV2.width, tiny.DINOV2.tokens(tiny.SIZE)
 CODEC = make_latent_codec("int8", "token", (2, WIDTH), (COUNT, WIDTH))
 
@@ -62,8 +62,8 @@ def test_the_memory_of_a_step_is_counted_tensor_by_tensor(tiny_backbone: Backbon
 def test_a_step_of_more_micro_batches_takes_as_much_longer(tiny_backbone: Backbone, stopwatch: Stopwatch) -> None:
     """Sixteen times as many: a machine may be busy, but not that unevenly."""
     base = UpperBlocks.load(tiny_backbone, 2)
-    few = block_step(base, CODEC, memory(), arrays()[1], replace(LEARN, minibatch=8), stopwatch)
-    many = block_step(base, CODEC, memory(), arrays()[1], replace(LEARN, minibatch=128), stopwatch)
+    few = block_step(base, CODEC, memory(), arrays()[1], replace(LEARN, sleep_minibatch=8), stopwatch)
+    many = block_step(base, CODEC, memory(), arrays()[1], replace(LEARN, sleep_minibatch=128), stopwatch)
     assert many.step.seconds > 2 * few.step.seconds > 0
     assert few.step.repetitions >= 6
     assert few.forward is not None

@@ -18,8 +18,11 @@ from typing import Callable, List, Mapping, NamedTuple, Optional, Sequence, Tupl
 
 from latentd.config import rows
 from latentd.learning.accuracy import Score
+from latentd.learning.floor import HELD_SHARE
+from latentd.replay.memory import slot_bytes
 
 CHANCE_Z = 1.64  # standard deviations of a fair coin: 5 % one-sided
+FEATURES_EACH = 4  # samples that are kept as features for each that is kept with its tokens
 SAME = 1.1  # costs that differ by less are alike: no measurement here is finer
 LEAST_REPLAY_BYTES = next(int(row.low) for row in rows() if row.key == "learn.replay_bytes" and row.low is not None)
 
@@ -50,11 +53,12 @@ class HoldOut(NamedTuple):
 class Candidate:
     """One choice of split, tokens and codec, with what it costs and gives here.
 
-    token_grid: 0 all tokens; otherwise patches pooled to such a grid. tokens: stored of a latent; 0 where the head alone learns.
-    latent_bytes: one latent's code. slot_bytes: the same with its place in the replay memory. fixed_bytes: learning's memory besides replay
-    memory and hold-out. slots: latents that the replay memory gets. microbatch: of its training step. latency_s: one image to its answer.
-    step_s: one mini-batch, decoding included. power_w: the most that answering or stepping draws on average. right: which of the questions
-    it answered rightly, None with its accuracy.
+    token_grid: 0 all tokens; otherwise patches pooled to such a grid. tokens: stored of a latent; 0 where the head alone learns. codec,
+    codec_kind: of the tokens where they are stored, else of the features. latent_bytes: one latent's code; features_bytes: of its features
+    alone. slot_bytes: the code with its place in the replay memory; with tokens, what `whole_slot_bytes` says. fixed_bytes: learning's
+    memory besides replay memory and hold-out. slots: latents that the replay memory gets. microbatch: of its training step. latency_s: one
+    image to its answer. step_s: one mini-batch, decoding included. power_w: the most that answering or stepping draws on average. right:
+    which of the questions it answered rightly, None with its accuracy.
     """
 
     split: int
@@ -63,6 +67,7 @@ class Candidate:
     codec: str
     codec_kind: str
     latent_bytes: int
+    features_bytes: int
     slot_bytes: int
     fixed_bytes: int
     slots: int
@@ -223,12 +228,24 @@ def _mb(size_bytes: float) -> str:
 
 
 def settings_of(candidate: Candidate, depth: int) -> Mapping[str, object]:
-    """The configuration's keys that make this candidate, with their values. depth: of the backbone; it is written as 0, the default."""
+    """The configuration's keys that make this candidate, with their values. depth: of the backbone; it is written as 0."""
+    alike = {"backbone.split": 0 if candidate.split == depth else candidate.split, "learn.microbatch": candidate.microbatch}
+    if not candidate.tokens:
+        own = {"learn.codec": candidate.codec, "learn.codec_kind": candidate.codec_kind, "learn.replay_bytes": candidate.replay_bytes}
+        return {**alike, "learn.token_grid": 0, **own}
+    features = FEATURES_EACH * slot_bytes(candidate.features_bytes)
     return {
-        "backbone.split": 0 if candidate.split == depth else candidate.split,
-        "learn.token_grid": candidate.token_grid if candidate.tokens else 0,
-        "learn.codec": candidate.codec,
-        "learn.codec_kind": candidate.codec_kind,
-        "learn.replay_bytes": candidate.replay_bytes,
-        "learn.microbatch": candidate.microbatch,
+        **alike,
+        "learn.token_grid": candidate.token_grid,
+        "learn.token_codec": candidate.codec,
+        "learn.token_codec_kind": candidate.codec_kind,
+        "learn.token_bytes": max(LEAST_REPLAY_BYTES, candidate.slots * (candidate.slot_bytes - features)),
+        "learn.replay_bytes": max(LEAST_REPLAY_BYTES, candidate.slots * features),
     }
+
+
+def whole_slot_bytes(code_bytes: int, features_bytes: int) -> int:
+    """Of one latent with its tokens, with the part of their budget that is the hold-out's, and of the features of those beside it that lost
+    theirs."""
+    share = HELD_SHARE / (HELD_SHARE - 1)
+    return math.ceil(share * slot_bytes(code_bytes)) + FEATURES_EACH * slot_bytes(features_bytes)

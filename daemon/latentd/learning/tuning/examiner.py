@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentd.config import LearnConfig
-from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import UpperBlocks
+from latentd.learning.sleep import SleepSettings
 from latentd.learning.tuning.samples import Latents, Tokens
 from latentd.learning.tuning.trial import Answers, answers, divide, fitted, spans
 from latentd.replay.latents import LatentCodec
@@ -71,7 +72,7 @@ class Examiner:
         memory = ReplayMemory(str(codec), codec.code_bytes, count * slot_bytes(codec.code_bytes), self._learn.seed)
         for place, (code, class_id) in enumerate(zip(codes, self._taught_ids.tolist())):
             memory.admit(f"t{place}", class_id, code.tobytes())
-        affordable = self._sleep_s / max(step_s, 1e-9) * self._learn.minibatch / count
+        affordable = self._sleep_s / max(step_s, 1e-9) * self._learn.sleep_minibatch / count
         settings = replace(SleepSettings.of(self._learn), epochs=min(max(self._learn.sleep_epochs, 1.0), affordable))
         adapted, started = Adapted(base, codec, settings), self._clock()
         for _ in adapted.sleep(memory, {}, count):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from latentd.engines.stage import FrozenStage, StageSpec
 from latentd.errors import JournalError
-from latentd.learning.tuning.trial import spans, thinned
+from latentd.learning.tuning.trial import divide, spans, thinned
 from latentd.replay.latents import LatentCodec
 from latentd.replay.packing import Bytes
 from latentd.replay.taught import read_codes, read_taught, stored_codec
@@ -74,7 +74,7 @@ class Stored:
     def latents(self, stage: FrozenStage, with_tokens: bool, max_batch: int) -> Optional[Latents]:
         if not with_tokens:
             return Latents(self.codec.decode_features(self.codes), None)
-        if self.codec.tokens is None or stage.spec.split != self.split:
+        if self.codec.tokens is None or stage.spec.split != self.split or self.codes.shape[1] != self.codec.code_bytes:
             return None
         spec = self.codec.tokens.spec
         tokens = np.empty((len(self.codes), spec.tokens, spec.width), np.float16)
@@ -97,7 +97,9 @@ def stored(path: Path, spec: StageSpec, most: int) -> Stored:
     codec = stored_codec(taught.latents)
     if changed or codec is None or codec.features.spec.width * codec.features.spec.tokens != spec.features_width:
         raise JournalError(f"the latents in {path} are of another kind ({', '.join(changed) or 'unknown codec'})")
-    chosen = thinned(taught.class_ids, most)
+    whole = np.flatnonzero(taught.lengths == codec.code_bytes)  # the others have lost their tokens
+    among = whole if divide(taught.class_ids[whole]).classes > 1 else np.arange(len(taught.seqs))
+    chosen = among[thinned(taught.class_ids[among], most)]
     codes = read_codes(path, [taught.seqs[place] for place in chosen])
     source = f"{len(chosen)} of {len(taught.seqs)} taught latents, stored as {codec}"
     return Stored(codes, codec, taught.class_ids[chosen], source, int(taught.latents.get("split") or spec.split))

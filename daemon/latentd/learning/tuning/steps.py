@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from latentd.config import LearnConfig
 from latentd.engines.onnx import usable_cores
-from latentd.learning.adapted import Adapted, SleepSettings
+from latentd.learning.adapted import Adapted
 from latentd.learning.adaptive import AdaptiveHead
 from latentd.learning.analytic import RidgeSums
 from latentd.learning.blocks import UpperBlocks, parameter_bytes
+from latentd.learning.sleep import SleepSettings
 from latentd.learning.tuning.footprint import peak_growth
 from latentd.learning.tuning.stopwatch import LEAST, Stopwatch, Timing
 from latentd.replay.codec import Codec
@@ -76,7 +77,7 @@ class BlockProbe:
     """
 
     def __init__(self, base: UpperBlocks, codec: LatentCodec, learn: LearnConfig, memory: ReplayMemory) -> None:
-        micro = min(learn.microbatch, learn.minibatch)
+        micro = min(learn.microbatch, learn.sleep_minibatch)
         settings = replace(SleepSettings.of(learn), minibatch=2 * micro, microbatch=micro, epochs=float(_AHEAD))
         self.adapted = Adapted(base, codec, settings)
         self._work = self.adapted.sleep(memory, {}, memory.used)
@@ -114,7 +115,7 @@ def block_step(
         life()  # libraries set up their own caches on first use
         made.clear()
         peak = peak_growth(life)
-        step = _timed(made[0], math.ceil(learn.minibatch / min(learn.microbatch, learn.minibatch)), stopwatch)
+        step = _timed(made[0], math.ceil(learn.sleep_minibatch / min(learn.microbatch, learn.sleep_minibatch)), stopwatch)
     serving = made[0].adapted.blocks.frozen()
     # In the decode pool, whose threads compute with all cores.
     forward = stopwatch.time(lambda: serving.features(tokens[:1]))

@@ -11,11 +11,11 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
-from latentd.config import Config
+from latentd.config import FEATURE_KINDS, TOKEN_KINDS, Config
 from latentd.engines.choose import choose
 from latentd.engines.stage import FrozenStage
 from latentd.learning.blocks import UpperBlocks
-from latentd.learning.tuning.candidates import Candidate, HoldOut, faults, slots_within
+from latentd.learning.tuning.candidates import Candidate, HoldOut, faults, slots_within, whole_slot_bytes
 from latentd.learning.tuning.examiner import Examiner, Slept
 from latentd.learning.tuning.plan import Cell, Plan
 from latentd.learning.tuning.samples import Latents, Samples, Tokens
@@ -166,9 +166,12 @@ class Surveyor:
         made = []
         for (name, kind, codec), seconds in zip(codecs, decode_s):
             self.survey.decode_s[cell.split, cell.token_grid, name, kind] = seconds
-            step_s = max(0.0, step.step.seconds + self._config.learn.minibatch * (seconds - counted_s))
+            step_s = max(0.0, step.step.seconds + self._minibatch(cell) * (seconds - counted_s))
             made.append((self._candidate(cell, name, kind, codec, microbatch, step_s), codec))
         return made
+
+    def _minibatch(self, cell: Cell) -> int:
+        return self._config.learn.sleep_minibatch if cell.tokens else self._config.learn.minibatch
 
     def _codecs(self, cell: Cell, tokens: NDArray[np.float32]) -> List[Tuple[str, str, LatentCodec]]:
         """Those of the plan that can store such latents, calibrated on probe images as the daemon does it; tokens: (M, N, D)."""
@@ -180,7 +183,8 @@ class Surveyor:
 
         found = []
         for name, kind in self._plan.codecs:
-            if cell.tokens or kind != "spatial" or name.startswith("fp"):  # spatial is for patches
+            fitting = TOKEN_KINDS if cell.tokens else FEATURE_KINDS
+            if kind in fitting or name.startswith("fp"):
                 stored = (cell.tokens, width) if cell.tokens else None
                 found.append((name, kind, make_latent_codec(name, kind, features, stored, learn.seed, parameters, pool)))
         return found
@@ -193,7 +197,8 @@ class Surveyor:
         learn, stage, step = self._config.learn, self.survey.stages[cell.split], self.survey.steps[cell]
         powers = [timing.power_w for timing in (stage.one, step.step, step.forward) if timing is not None]
         known = [power for power in powers if power is not None]
-        held_bytes = codec.code_bytes + 4 * sum(self._widths[cell][1:])  # and what the blocks give for it
+        held_bytes = codec.features_bytes + 4 * sum(self._widths[cell][1:])  # and what the blocks give for it
+        slot = slot_bytes(codec.code_bytes) if not cell.tokens else whole_slot_bytes(codec.code_bytes, codec.features_bytes)
         candidate = Candidate(
             split=cell.split,
             token_grid=cell.token_grid,
@@ -201,7 +206,8 @@ class Surveyor:
             codec=name,
             codec_kind=kind,
             latent_bytes=codec.code_bytes,
-            slot_bytes=slot_bytes(codec.code_bytes),
+            features_bytes=codec.features_bytes,
+            slot_bytes=slot,
             fixed_bytes=self._fixed_bytes(cell),
             slots=self._plan.slots,
             holdout=HoldOut(learn.holdout_every, learn.holdout_per_class * self.survey.classes, held_bytes),

@@ -301,7 +301,7 @@ function doing(status) {
     ["Engine", engine.name, `${engine.backbone.name}, ${engine.image_size} px`],
     ["Learner", ...learner(status.learner)],
     ["Energy", ...energy(status.energy)],
-    ["Replay memory", `${count(memory.used)} of ${count(memory.slots)}`, `${bytes(memory.used_bytes)} of ${bytes(memory.budget_bytes)}, ${memory.codec}`, used],
+    ["Replay memory", `${count(memory.used)} of ${count(memory.slots)}`, `${bytes(memory.used_bytes)} of ${bytes(memory.budget_bytes)}, ${memory.codec}${memory.tokens ? `; tokens of ${count(memory.tokens.used)}` : ""}`, used],
     ["Temperature", hot.length ? `${Math.max(...hot.map(([, value]) => value)).toFixed(0)} °C` : "unavailable", hot.map(([name, value]) => `${name} ${value.toFixed(0)}`).join(", ")],
     ["Version", count(status.version), `latentd ${status.latentd}`],
   ]);
