@@ -71,7 +71,6 @@ def main() -> int:
     parser.add_argument("--data", choices=("objects50", "elpv"), default="objects50")
     parser.add_argument("--scores", nargs="+", choices=SCORES, default=list(SCORES))
     parser.add_argument("--images", type=int, default=600, help="images that scores and repairs come from")
-    parser.add_argument("--imitate", type=int, default=0, help="images to train on after each repair")
     parser.add_argument("--share", type=float, default=MOST, help="of the heads, to be gone at the end")
     parser.add_argument("--rounds", type=int, default=STEPS, help="in which they go; each makes a row")
     parser.add_argument("--validation", action="store_true", help="leave the test images alone")
@@ -82,9 +81,9 @@ def main() -> int:
     counts = {name: len(getattr(exam, name).pixels) for name in ("shown", "taught", "validation", "test")}
     console.print(f"{arguments.data}: {counts} images")
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(settings, base, exam, Path(scratch), arguments.imitate, arguments.share, arguments.rounds)
+        bench = Bench(settings, base, exam, Path(scratch), arguments.share, arguments.rounds)
         pupils = {score: bench.pruned(score) for score in arguments.scores}
-        tried = {score: bench.rows(pupils[score].backbones[1::2], False) for score in pupils if len(pupils) > 1}
+        tried = {score: bench.rows(pupils[score].backbones[1::2] or pupils[score].backbones, False) for score in pupils if len(pupils) > 1}
         best = max(tried, key=lambda score: sum(row["accuracy"] for row in tried[score]), default=arguments.scores[0])
         outcome = pupils[best].outcome
         curve = bench.rows(pupils[best].backbones, not arguments.validation)
@@ -117,12 +116,11 @@ class Bench:
         base: checkpoints.Backbone,
         exam: Exam,
         scratch: Path,
-        imitated: int = 0,
         share: float = MOST,
         rounds: int = STEPS,
     ) -> None:
         self.settings, self.base, self.exam, self.scratch = settings, base, exam, scratch
-        self.imitated, self.share, self.rounds = imitated, share, rounds
+        self.share, self.rounds = share, rounds
 
     def pruned(self, score: str) -> Pupil:
         """The share of the heads that was asked for, whatever it costs."""
@@ -143,7 +141,7 @@ class Bench:
                 backbone.class_tokens,
                 self.exam.shown,
                 held,
-                Wish(self.share, 100.0, score, self.rounds, imitated=self.imitated),
+                Wish(self.share, 100.0, score, self.rounds),
                 lambda doing, done, total: status.update(f"{score}: {doing} {done}/{total}"),
                 keep,
             )

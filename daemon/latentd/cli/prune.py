@@ -38,7 +38,6 @@ SCORE = typer.Option("residual", help="What a head is judged by: residual, entro
 NAME = typer.Option(None, help="Name of the pruned backbone.", show_default="<backbone>-pruned-<percent>")
 IMAGES = typer.Option(600, min=8, help="Images to use at most, evenly over the classes.")
 REPAIR = typer.Option(True, "--repair/--no-repair", help="Refit what is left so that it gives what the whole gave.")
-IMITATE = typer.Option(0, min=0, help="Images, made of yours, to train what is left on after each repair; 0: none.")
 PICTURE = typer.Option(None, help="Write the picture of the heads to this PNG file.", show_default=False)
 
 
@@ -51,7 +50,6 @@ def prune(
     name: Optional[str] = NAME,
     images: int = IMAGES,
     repair: bool = REPAIR,
-    imitate: int = IMITATE,
     picture: Optional[Path] = PICTURE,
     as_json: bool = JSON,
 ) -> None:
@@ -79,7 +77,7 @@ def prune(
             settings.backbone.image_size,
             settings.backbone.class_tokens,
             *taught,
-            Wish(share, max_cost, score, repaired=repair, imitated=imitate),
+            Wish(share, max_cost, score, repaired=repair),
             lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total),
         )
     if picture is not None:

@@ -1,4 +1,4 @@
-"""Which heads go, in rounds: score, take out a few, repair, imitate, ask, until the wanted share is gone or it costs too much.
+"""Which heads go, in rounds: score, take out a few, repair, ask, until the wanted share is gone or it costs too much.
 
 Runs on whoever prunes; blocks for minutes. Heads are named by (block, head) of the backbone that was given, counted from 0, however many
 went before them. Images are shown (scores, repair, and the closed-form head come from them) or held out (only asked): the cost is measured
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from latentd.learning import redundancy
 from latentd.learning.analytic import LinearHead, RidgeSums
-from latentd.learning.imitation import imitate
 from latentd.learning.redundancy import Pixels, Question, Scores, Seen, see, worth
 from latentd.learning.repair import repair
 from latentd.learning.residual import Evidence, alone, cheapest, observe
@@ -47,15 +46,13 @@ class Lesson(NamedTuple):
 @dataclass(frozen=True)
 class Wish:
     """share: of all heads, to be gone at the end. max_cost: percentage points of accuracy on the held-out images that may be lost.
-    repaired: whether what is left is refitted after each round. imitated: images on which it is then trained to give what the whole gives,
-    each round anew; 0: it is not."""
+    repaired: whether what is left is refitted after each round."""
 
     share: float
     max_cost: float
     score: str
     rounds: int = 4
     repaired: bool = True
-    imitated: int = 0
 
 
 class Step(NamedTuple):
@@ -144,7 +141,7 @@ class _Rounds:
             scores, chosen = self._chosen(vit, wish.score, seen, gone, count)
             first = first or scores
             gone = gone | set(chosen)
-            pruned = self._without(gone, wish)
+            pruned = self._without(gone, wish.repaired)
             vit = Vit.from_weights(pruned.weights, pruned.shape, self.size)
             seen, accuracy = self._ask(vit)
             steps.append(Step(tuple(sorted(gone)), accuracy))
@@ -183,16 +180,16 @@ class _Rounds:
         half = Seen(seen.features[asked], seen.means)
         return worth(score, vit, self.shown.pixels[asked], self.class_tokens, question, half, self._counter("scoring heads", len(asked)))
 
-    def _without(self, gone: FrozenSet[Head], wish: Wish) -> Pruned:
+    def _without(self, gone: FrozenSet[Head], repaired: bool) -> Pruned:
         """Always cut from the whole backbone, so that repairs of repairs don't add up."""
         cut = without_heads(self.weights, self.shape, gone, self.means)
+        if not repaired:
+            return cut
         vit = Vit.from_weights(cut.weights, cut.shape, self.size)
-        if wish.repaired:
-            pixels = varied(self.shown.pixels, min(REPAIR_IMAGES, COPIES * len(self.shown.pixels)))
-            repair(self.whole, vit, pixels, [each.stakes for each in self.evidence], self._counter("repairing", len(pixels)))
-        imitate(self.whole, vit, self.shown.pixels, wish.imitated, self._counter("imitating", wish.imitated))
-        changed = {name: value.numpy() for name, value in vit.state_dict().items() if name.startswith("blocks.")}
-        return Pruned({**cut.weights, **changed}, cut.shape)
+        pixels = varied(self.shown.pixels, min(REPAIR_IMAGES, COPIES * len(self.shown.pixels)))
+        repair(self.whole, vit, pixels, [each.stakes for each in self.evidence], self._counter("repairing", len(pixels)))
+        refitted = {name: value.numpy() for name, value in vit.state_dict().items() if ".proj." in name or ".fc2." in name}
+        return Pruned({**cut.weights, **refitted}, cut.shape)
 
     def _counter(self, doing: str, total: int, done: int = 0) -> Callable[[int], None]:
         at = [done]

@@ -1,7 +1,7 @@
-"""Images as they might have been taken: cropped, mirrored, in other light, and with a part of another image before them.
+"""Images as they might have been taken: cropped, mirrored, in other light.
 
 A repair that sees a few hundred images of a few places learns the places with them, and is off in the next one. What is taught to give the
-answer of another network needs no labels, so an image may be changed as far as it stays an image. Any thread; about a millisecond an image.
+answer of another network needs no labels, so an image may be changed as far as it stays an image. Any thread; some milliseconds an image.
 """
 
 from __future__ import annotations
