@@ -31,8 +31,7 @@ def features(vit: Vit, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return see(vit, pixels, 2, quiet).features
 
 
-def test_what_gives_already_what_the_whole_gives_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repairing, "touched", lambda whole, pruned: 3)
+def test_a_backbone_that_is_whole_stays_as_it_is() -> None:
     whole = tiny.vit()
     copy = Vit.from_weights(tiny.weights(whole), whole.shape)
     repair(whole, copy, SHOWN[:8], STAKES, quiet)
@@ -98,13 +97,3 @@ def test_with_few_images_the_weights_stay_nearer_to_what_they_were() -> None:
         repair(whole, pruned, SHOWN[:count], STAKES, quiet)
         moved.append(np.linalg.norm(tiny.weights(pruned)["blocks.0.fc2.weight"] - cut.weights["blocks.0.fc2.weight"]))
     assert moved[0] < moved[1]
-
-
-def test_blocks_far_behind_the_last_cut_stay_as_they_were() -> None:
-    whole = tiny.vit()
-    cut = without_heads(tiny.weights(whole), whole.shape, [(0, 1)])
-    pruned = Vit.from_weights(cut.weights, cut.shape)
-    assert repairing.touched(whole, pruned) == 2
-    repair(whole, pruned, SHOWN, STAKES, quiet)
-    moved = [name.split(".")[1] for name, value in tiny.weights(pruned).items() if not np.array_equal(value, cut.weights[name])]
-    assert set(moved) == {"0", "1"}

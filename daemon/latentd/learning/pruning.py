@@ -19,15 +19,13 @@ from latentd.learning.analytic import LinearHead, RidgeSums
 from latentd.learning.redundancy import Pixels, Question, Scores, Seen, see, worth
 from latentd.learning.repair import repair
 from latentd.learning.residual import Evidence, alone, cheapest, observe
-from latentd.learning.varied import varied
 from latentd.vision.prune import Head, Pruned, heads_in, without_heads
 from latentd.vision.shape import VitShape
 from latentd.vision.vit import Vit
 
 RESIDUAL = "residual"
 SCORES = (RESIDUAL, *redundancy.SCORES)
-REPAIR_IMAGES = 600  # made of the shown ones; their tokens must fit into memory twice
-COPIES = 4  # of a shown image, at most: changed or not, it is one image
+REPAIR_IMAGES = 512  # their tokens must fit into memory twice
 OBSERVED_IMAGES = 256  # each counts with all its tokens
 Arrays = Mapping[str, NDArray[np.float32]]
 Watch = Callable[[str, int, int], None]  # what is being done, images done so far, images in all
@@ -186,7 +184,7 @@ class _Rounds:
         if not repaired:
             return cut
         vit = Vit.from_weights(cut.weights, cut.shape, self.size)
-        pixels = varied(self.shown.pixels, min(REPAIR_IMAGES, COPIES * len(self.shown.pixels)))
+        pixels = self.shown.pixels[spread(len(self.shown.pixels), REPAIR_IMAGES)]
         repair(self.whole, vit, pixels, [each.stakes for each in self.evidence], self._counter("repairing", len(pixels)))
         refitted = {name: value.numpy() for name, value in vit.state_dict().items() if ".proj." in name or ".fc2." in name}
         return Pruned({**cut.weights, **refitted}, cut.shape)

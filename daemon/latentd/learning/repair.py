@@ -2,8 +2,7 @@
 
 Blocks for two forward passes and the equations. Block by block, on images: the projection of the heads that are left, then the second
 layer of the MLP, are refitted by least squares so that the tokens after them come near to those of the whole backbone, whatever the blocks
-before them got wrong (asymmetric reconstruction, as in Zhang et al. 2016, "Accelerating very deep convolutional networks"). It ends one
-block after the last that lost a head: what more blocks learn of these images helps least on others. A ridge keeps
+before them got wrong (asymmetric reconstruction, as in Zhang et al. 2016, "Accelerating very deep convolutional networks"). A ridge keeps
 the weights near to what they were: the fewer the images, the nearer. Each token counts by the inverse of its variance, because a LayerNorm
 reads it: otherwise a few loud tokens decide everything. And the class token counts for more than another by what hangs on it (the root of
 their stakes: the stakes themselves would leave too few tokens to learn from). B images, N tokens, D width, K inputs of a layer.
@@ -33,14 +32,8 @@ def repair(whole: Vit, pruned: Vit, pixels: Pixels, stakes: Sequence[Tensor], pr
     with torch.inference_mode():
         targets = [tokens for _, tokens in batches(whole, pixels, progress)]
         tokens = [each.clone() for each in targets]
-        for teacher, block, stake in zip(blocks_of(whole), list(blocks_of(pruned))[: touched(whole, pruned)], stakes):
+        for teacher, block, stake in zip(blocks_of(whole), blocks_of(pruned), stakes):
             targets, tokens = _repaired(teacher, block, targets, tokens, stake)
-
-
-def touched(whole: Vit, pruned: Vit) -> int:
-    """How many blocks are refitted: up to one after the last that lost a head, as far as there is one."""
-    lost = [index for index, (before, after) in enumerate(zip(whole.shape.heads, pruned.shape.heads)) if after < before]
-    return min(whole.depth, lost[-1] + 2) if lost else 0
 
 
 def _repaired(
