@@ -71,6 +71,8 @@ def main() -> int:
     parser.add_argument("--data", choices=("objects50", "elpv"), default="objects50")
     parser.add_argument("--scores", nargs="+", choices=SCORES, default=list(SCORES))
     parser.add_argument("--images", type=int, default=600, help="images that scores and repairs come from")
+    parser.add_argument("--share", type=float, default=MOST, help="of the heads, to be gone at the end")
+    parser.add_argument("--rounds", type=int, default=STEPS, help="in which they go; each makes a row")
     parser.add_argument("--validation", action="store_true", help="leave the test images alone")
     arguments = parser.parse_args()
     settings = config.load(os.environ, {})
@@ -79,9 +81,9 @@ def main() -> int:
     counts = {name: len(getattr(exam, name).pixels) for name in ("shown", "taught", "validation", "test")}
     console.print(f"{arguments.data}: {counts} images")
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(settings, base, exam, Path(scratch))
+        bench = Bench(settings, base, exam, Path(scratch), arguments.share, arguments.rounds)
         pupils = {score: bench.pruned(score) for score in arguments.scores}
-        tried = {score: bench.rows(pupils[score].backbones[1::2], False) for score in pupils if len(pupils) > 1}
+        tried = {score: bench.rows(pupils[score].backbones[1::2] or pupils[score].backbones, False) for score in pupils if len(pupils) > 1}
         best = max(tried, key=lambda score: sum(row["accuracy"] for row in tried[score]), default=arguments.scores[0])
         outcome = pupils[best].outcome
         curve = bench.rows(pupils[best].backbones, not arguments.validation)
@@ -108,11 +110,20 @@ def main() -> int:
 class Bench:
     """Prunes one backbone, and asks and times what came of it beside the whole one. Its engines live while a row is made."""
 
-    def __init__(self, settings: config.Config, base: checkpoints.Backbone, exam: Exam, scratch: Path) -> None:
+    def __init__(
+        self,
+        settings: config.Config,
+        base: checkpoints.Backbone,
+        exam: Exam,
+        scratch: Path,
+        share: float = MOST,
+        rounds: int = STEPS,
+    ) -> None:
         self.settings, self.base, self.exam, self.scratch = settings, base, exam, scratch
+        self.share, self.rounds = share, rounds
 
     def pruned(self, score: str) -> Pupil:
-        """Half of the heads, whatever it costs."""
+        """The share of the heads that was asked for, whatever it costs."""
         made: List[checkpoints.Backbone] = []
 
         def keep(step: Step, pruned: surgery.Pruned) -> None:
@@ -130,7 +141,7 @@ class Bench:
                 backbone.class_tokens,
                 self.exam.shown,
                 held,
-                Wish(MOST, 100.0, score, STEPS),
+                Wish(self.share, 100.0, score, self.rounds),
                 lambda doing, done, total: status.update(f"{score}: {doing} {done}/{total}"),
                 keep,
             )
