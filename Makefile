@@ -11,7 +11,7 @@ STAMP := $(VENV)/.made-for-$(VERSION)
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test-browser test-device test-systemd test-image check bench-elpv bench-nicv2 bench-vitlr bench-serving bench-codec bench-prune bench-int8 bench-unknown bench-drift clean
+.PHONY: help demo run test test-browser test-device test-systemd test-image check bench-elpv bench-nicv2 bench-vitlr bench-stream bench-serving bench-codec bench-prune bench-int8 bench-unknown bench-drift clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ bench-nicv2: $(STAMP) ## accuracy on a stream of new objects, one video at a tim
 
 bench-vitlr: $(STAMP) ## the same stream with the blocks above the split learning too
 	@$(RUN) benchmarks/vitlr.py --out $(OUT)/vitlr.json $(ARGS)
+
+bench-stream: $(STAMP) backbone ## the same stream over HTTP, as fast as a daemon with its defaults takes it
+	@$(RUN) benchmarks/stream.py --out $(OUT)/stream.json $(ARGS)
 
 bench-serving: $(STAMP) backbone ## latency and throughput against the bare engine
 	@$(RUN) benchmarks/serving.py --out $(OUT)/serving.json $(ARGS)
