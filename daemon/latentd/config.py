@@ -137,7 +137,7 @@ class LearnConfig:
         "spatial", "their quantizer: one range a token (token), rotated, or spatial (across patches too)", choices=TOKEN_KINDS
     )
     token_bytes: int = setting(
-        24 << 20, "budget of samples with their tokens, the hold-out's among them, beside the replay memory", "bytes", 1 << 14, 1 << 36
+        48 << 20, "budget of samples with their tokens, the hold-out's among them, beside the replay memory", "bytes", 1 << 14, 1 << 36
     )
     holdout_every: int = setting(
         10, "one taught sample in this many, per class, is kept out of training to measure accuracy; 0: none", "samples", 0, 1000

@@ -49,7 +49,7 @@ class TrainerSettings:
     seed: int
     unknown_rate: float = 0.0
     doubt_nats: float = 0.0
-    token_bytes: int = 24 << 20
+    token_bytes: int = 48 << 20
 
     @classmethod
     def of(cls, learn: LearnConfig) -> TrainerSettings:
