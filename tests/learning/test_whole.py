@@ -286,6 +286,16 @@ def test_a_version_from_when_there_was_one_memory_gives_its_tokens_to_the_second
     assert sorted([*whole_of(again), *again.trimmed]) == sorted(trainer.memory.ids())
 
 
+def test_a_version_from_before_any_block_learned_is_read(base: UpperBlocks) -> None:
+    trainer = trainer_of(base, whole=28)
+    entries = lesson(1, 30)
+    run(trainer.take(entries))
+    arrays, facts = trainer.state()
+    again = trainer_of(base, whole=28)
+    again.restore(arrays, {name: fact for name, fact in facts.items() if name != "adapted"}, entries)
+    assert (again.memory.used, again.seq, again.version) == (30, trainer.seq, trainer.version)
+
+
 def test_what_was_stored_without_tokens_teaches_the_floor_and_no_block(base: UpperBlocks) -> None:
     """As after an upgrade from a daemon whose head alone learned."""
     trainer = trainer_of(base, whole=28)

@@ -326,7 +326,7 @@ class Trainer:
         if "head.shift" in arrays:
             self.head = self._new_head(np.zeros(self._width, np.float32), np.ones(self._width, np.float32))
             self.head.restore(arrays, facts["steps"])
-        if self.adapted is not None and not (facts["adapted"] and self.adapted.restore(arrays, facts["adapted"], self._floor.holdout)):
+        if self.adapted is not None and not (facts.get("adapted") and self.adapted.restore(arrays, facts["adapted"], self._floor.holdout)):
             self.adapted.bare = max(0, self.sums.count - (0 if self.whole is None else self.whole.used))  # what was learned before
         self.version, self.seq = int(facts["version"]), int(facts["seq"])
         self.prequential.restore(facts["prequential"])
