@@ -271,3 +271,51 @@ def test_serving_begins_without_what_was_learned_when_memory_stays_out_and_has_i
     learner.learned(10).result(WAIT_S)
     assert learner.snapshot.version == 5
     learner.stop(WAIT_S)
+
+
+# --- versions of another make ---
+
+
+@pytest.mark.parametrize("broken", [1, 9], ids=["the newest", "all"])
+def test_a_version_that_can_not_be_gone_on_from_is_set_aside_and_what_it_knew_is_learned_again(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    for requests in (FIRST[:5], FIRST[5:10]):
+        with running_learner(journal, tmp_path) as learner:
+            taught(learner, journal, *requests)
+    before, versions = learner.memory().classes, saved_versions(tmp_path)
+    restore, tried = Trainer.restore, []
+
+    def strange(trainer: Trainer, arrays: Any, facts: Any, entries: Any) -> None:
+        tried.append(facts["seq"])
+        if facts["seq"] in versions[-broken:]:
+            raise KeyError("a fact of another make")
+        restore(trainer, arrays, facts, entries)
+
+    monkeypatch.setattr(Trainer, "restore", strange)
+    with running_learner(journal, tmp_path) as after:
+        after.learned(20).result(WAIT_S)
+        assert after.status().deaths == 0
+        assert after.memory().classes == before
+        assert answers(after, "cat", [100, 101]) == ["cat", "cat"]
+    assert tried == versions[::-1][: broken + 1]
+    assert len(list((tmp_path / "versions").glob("*.aside"))) == min(broken, len(versions))
+
+
+def test_running_out_of_memory_while_a_version_is_read_is_no_fault_of_the_version(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_learner(journal, tmp_path) as learner:
+        taught(learner, journal, *FIRST[:5])
+    restore, failures = Trainer.restore, [RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")]
+
+    def short(trainer: Trainer, *arguments: Any) -> None:
+        if failures:
+            raise failures.pop()
+        restore(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "restore", short)
+    monkeypatch.setattr(learner_module, "STARVED_FIRST_S", 0.01)
+    with running_learner(journal, tmp_path) as after:
+        assert answers(after, "cat", [100]) == ["cat"]
+    assert not list((tmp_path / "versions").glob("*.aside"))

@@ -76,6 +76,11 @@ def newest(folder: Path, head_seq: int) -> Optional[Tuple[Arrays, Dict[str, Any]
     return None
 
 
+def set_newest_aside(folder: Path, reason: str) -> None:
+    """Puts the version that was just read out of the way: whole, but nothing that this program can go on from."""
+    _set_aside(versions(folder)[-1], reason)
+
+
 def versions(folder: Path) -> List[Path]:
     """The version files, oldest first: by how much of the log they have learned, then by version (sleep adds nothing to the log)."""
     return sorted((path for path in folder.glob("version-*") if _NAME.fullmatch(path.name)), key=lambda path: (seq_of(path), path.name))

@@ -18,11 +18,13 @@ from latentd.learning import checkpoint
 from latentd.learning.trainer import Trainer
 from latentd.replay.journal import Journal
 from latentd.replay.records import Entry
+from latentd.trouble import is_shortage
 
 logger = logging.getLogger(__name__)
 
 RETRY_S = 10.0  # between two tries at a disk that refuses
 JOURNAL_S = 30.0  # longest wait for the journal
+UNREADABLE = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError)  # what a version of another make raises
 READ_ON = 4096  # log entries that brought nothing to learn, and that a restart may have to read again
 
 
@@ -45,14 +47,25 @@ class VersionKeeper:
         self._undone = False  # versions before this one know what had to be forgotten
         self._next_at = time.monotonic() + every_s
 
-    def restore(self, trainer: Trainer, log_until: Callable[[int], Iterable[Entry]]) -> None:
-        """Gives a new trainer the newest version; log_until: the log up to a sequence number."""
-        found = checkpoint.newest(self._folder, self._journal.status().head_seq)
-        if found is None:
-            return
-        trainer.restore(*found, log_until(int(found[1]["seq"])))
+    def restore(self, make: Callable[[], Trainer], log_until: Callable[[int], Iterable[Entry]]) -> Trainer:
+        """A trainer as the newest version left it; log_until: the log up to a sequence number. A version that can't be gone on from is set
+        aside for the one before, and in the end for the log alone: a learner that can't begin would never learn again.
+        """
+        while True:
+            trainer, found = make(), checkpoint.newest(self._folder, self._journal.status().head_seq)
+            if found is None:
+                return trainer
+            entries = log_until(int(found[1]["seq"]))
+            try:
+                trainer.restore(*found, entries)
+                break
+            except UNREADABLE as cause:
+                if is_shortage(cause):
+                    raise
+                checkpoint.set_newest_aside(self._folder, f"it can't be gone on from: {cause!r}")
         self._saved(trainer)
         self._next_at = time.monotonic()  # a crash may have come between the version and what the journal had to drop
+        return trainer
 
     def forgot(self, *, undone: bool) -> None:
         """A wish to forget was taken: saving is urgent. undone: the trainer had learned it, so the versions before must go."""

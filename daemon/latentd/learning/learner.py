@@ -228,10 +228,9 @@ class Learner:
 
     def _restore(self) -> Trainer:
         """The newest whole checkpoint, with memory and hold-out filled from the log; what the log holds beyond it is learned next."""
-        trainer = self._make_trainer()
-        self._place = trainer.place
         self._keeper = VersionKeeper(self._journal, self._settings.versions_dir, self._settings.checkpoint_s, self._settings.keep_versions)
-        self._keeper.restore(trainer, self._log.until)
+        trainer = self._keeper.restore(self._make_trainer, self._log.until)
+        self._place = trainer.place
         self._made = None
         self._publish(trainer, "restored")
         self._short = None
