@@ -17,12 +17,12 @@ from latentd.learning.blocks import UpperBlocks
 from latentd.learning.floor import HELD_SHARE
 from latentd.learning.keeper import VersionKeeper
 from latentd.learning.trainer import Trainer, TrainerSettings
-from latentd.replay.journal import Journal
 from latentd.replay.latents import LatentCodec
 from latentd.replay.memory import DOUBTED, slot_bytes
-from latentd.replay.records import Entry, NewSample, sample_id_of
-from lessons import WAIT_S, limits
+from latentd.replay.records import Entry, sample_id_of
+from lessons import WAIT_S
 from sleepers import CODEC, SETTINGS, D, code, latent, run
+from tokened import journal_in, lengths, teach
 
 SLOT = slot_bytes(CODEC.code_bytes)
 NAMES = {0: "cat", 1: "dog"}
@@ -275,25 +275,17 @@ def test_a_smaller_budget_keeps_fewer_tokens_and_everything_else(base: UpperBloc
     assert small.memory.used == 40
 
 
-def test_a_version_from_when_there_was_one_memory_gives_its_tokens_to_the_second(base: UpperBlocks) -> None:
+@pytest.mark.parametrize("lacks", [("whole", "whole.seqs"), ("adapted",)], ids=["one memory", "no blocks"])
+def test_a_version_of_an_older_daemon_is_read_and_its_tokens_go_where_they_fit(base: UpperBlocks, lacks: Sequence[str]) -> None:
     trainer = trainer_of(base, whole=28)
     entries = lesson(1, 30)
     run(trainer.take(entries))
-    arrays, facts = trainer.state()
+    arrays, facts = ({name: value for name, value in table.items() if name not in lacks} for table in trainer.state())
     again = trainer_of(base, whole=14)
-    again.restore({name: array for name, array in arrays.items() if name != "whole.seqs"}, {**facts, "whole": None}, entries)
+    again.restore(arrays, facts, entries)
+    assert (again.memory.used, again.seq, again.version) == (30, trainer.seq, trainer.version)
     assert len(whole_of(again)) == 14
     assert sorted([*whole_of(again), *again.trimmed]) == sorted(trainer.memory.ids())
-
-
-def test_a_version_from_before_any_block_learned_is_read(base: UpperBlocks) -> None:
-    trainer = trainer_of(base, whole=28)
-    entries = lesson(1, 30)
-    run(trainer.take(entries))
-    arrays, facts = trainer.state()
-    again = trainer_of(base, whole=28)
-    again.restore(arrays, {name: fact for name, fact in facts.items() if name != "adapted"}, entries)
-    assert (again.memory.used, again.seq, again.version) == (30, trainer.seq, trainer.version)
 
 
 def test_what_was_stored_without_tokens_teaches_the_floor_and_no_block(base: UpperBlocks) -> None:
@@ -352,22 +344,6 @@ def test_without_a_trained_head_the_reason_is_the_blocks_own(base: UpperBlocks) 
     assert (snapshot.adapted, snapshot.trained, accuracy.holdout.count) == (None, None, 0)
     assert trainer.last_verdict is not None
     assert trainer.last_verdict.reason.startswith("kept out: before learning")
-
-
-def journal_in(folder: Path) -> Journal:
-    journal = Journal(folder / "journal.sqlite", codec=CODEC, feature_width=2 * D, limits=limits())
-    journal.start(WAIT_S)
-    return journal
-
-
-def teach(journal: Journal, count: int) -> None:
-    for seq in range(1, count + 1):
-        features = latent(seq % 2, seq)[0]
-        journal.admit([NewSample(NAMES[seq % 2], code(seq % 2, seq), features, f"{seq:032x}{seq:032x}")]).result(WAIT_S)
-
-
-def lengths(journal: Journal) -> Dict[str, int]:
-    return {entry.sample_id: len(entry.code or b"") for entry in journal.entries(0, 1000).result(WAIT_S)}
 
 
 def test_the_journal_cuts_tokens_only_once_a_version_without_them_is_on_the_disk(base: UpperBlocks, tmp_path: Path) -> None:

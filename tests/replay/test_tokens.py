@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict
 
 import numpy as np
 import pytest
 
 from latentd.replay import log_table
-from latentd.replay.journal import Journal
-from latentd.replay.records import NewSample
-from lessons import WAIT_S, limits
-from sleepers import CODEC, D, code, latent
-
-
-def journal_in(folder: Path) -> Journal:
-    journal = Journal(folder / "journal.sqlite", codec=CODEC, feature_width=2 * D, limits=limits())
-    journal.start(WAIT_S)
-    return journal
-
-
-def teach(journal: Journal, count: int) -> None:
-    for seq in range(1, count + 1):
-        features = latent(seq % 2, seq)[0]
-        journal.admit([NewSample(("cat", "dog")[seq % 2], code(seq % 2, seq), features, f"{seq:032x}{seq:032x}")]).result(WAIT_S)
-
-
-def lengths(journal: Journal) -> Dict[str, int]:
-    return {entry.sample_id: len(entry.code or b"") for entry in journal.entries(0, 1000).result(WAIT_S)}
+from lessons import WAIT_S
+from sleepers import CODEC, D, code
+from tokened import journal_in, lengths, teach
 
 
 def test_all_tokens_can_be_dropped_at_once_and_that_is_durable(tmp_path: Path) -> None:

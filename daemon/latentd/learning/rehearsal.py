@@ -3,14 +3,15 @@
 The gate wants answers from before the image was learned. Where images are taught faster than the daemon sleeps, as a folder of photographs
 is, the blocks have none when their first sleep is over, and the hold-out can't replace them: it stands between frames that both heads know.
 So the runs are dealt out to four folds, and for each fold the blocks sleep once without it, and then both heads are asked. A run is what
-was taught in a row under one label: the frames of one video know each other, so they stay together and count as one throw of the coin.
+was taught in a row under one label: the frames of one video know each other, so they stay together and count as one throw of the coin. A
+class that was taught all in one go, as a folder is, is cut into four runs.
 
 Costs three sleeps, once. Owned by the learner thread; yields between its steps.
 """
 
 from __future__ import annotations
 
-from typing import Dict, Generator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Generator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ class Answer(NamedTuple):
 
 
 def course(memory: ReplayMemory, seed: int) -> Course:
-    """A class's runs are dealt out in turn, so that as few as can be are away at a time; a class with a single run is never away."""
+    """A class's runs are dealt out in turn, so that as few as can be are away at a time; a class with a single short run is never away."""
     ids: List[str] = []
     parts: List[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     for chunk in memory.all(_CHUNK):
@@ -54,13 +55,16 @@ def course(memory: ReplayMemory, seed: int) -> Course:
         parts.append(chunk.class_ids[known])
     class_ids = np.concatenate(parts)
     runs = np.cumsum(np.diff(class_ids, prepend=-1) != 0) - 1
-    fold_of = np.full(len(runs) and int(runs[-1]) + 1, -1, np.int64)
+    folds = np.full(len(runs), -1, np.int64)
     rng = np.random.Generator(np.random.PCG64(seed))
     for class_id in np.unique(class_ids):
-        own = rng.permutation(np.unique(runs[class_ids == class_id]))
+        rows = np.flatnonzero(class_ids == class_id)
+        if runs[rows[0]] == runs[rows[-1]] and len(rows) >= 2 * FOLDS:
+            runs[rows] = runs.max() + 1 + np.arange(len(rows)) * FOLDS // len(rows)
+        own, run_of = np.unique(runs[rows], return_inverse=True)
         if len(own) > 1:
-            fold_of[own] = (np.arange(len(own)) + rng.integers(FOLDS)) % FOLDS
-    return Course(ids, class_ids, runs, fold_of[runs])
+            folds[rows] = ((rng.permutation(len(own)) + rng.integers(FOLDS)) % FOLDS)[run_of]
+    return Course(ids, class_ids, runs, folds)
 
 
 def rehearse(adapted: Adapted, floor: Floor, seed: int) -> Generator[int, None, bool]:
@@ -120,6 +124,6 @@ def _ask(floor: Floor, found: Course, asked: Sequence[int], rehearsed: Rehearsed
     return answers
 
 
-def wanted(adapted: Optional[Adapted]) -> bool:
+def wanted(adapted: Adapted) -> bool:
     """Whether too little is known of how the blocks answer what they have not learned."""
-    return adapted is not None and len(adapted.evidence) < ENOUGH
+    return len(adapted.evidence) < ENOUGH
