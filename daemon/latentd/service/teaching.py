@@ -100,7 +100,10 @@ async def _teach(parts: Parts, request: Request, upload: Upload, keyed: Optional
 
 async def store(parts: Parts, materials: Sequence[Material], idempotency: Optional[Idempotency] = None) -> Tuple[SampleRecord, ...]:
     """Quantizes the images' latents and stores them durably, as one request. Raises what the journal raises."""
-    samples = await parts.pipeline.in_pool(_samples, parts, materials)
+    each = -(-len(materials) // parts.config.engine.decode_threads)  # tokens take milliseconds an image to quantize
+    shares = [materials[start : start + each] for start in range(0, len(materials), each)]
+    quantized = await asyncio.gather(*(parts.pipeline.in_pool(_samples, parts, share) for share in shares))
+    samples = [sample for share in quantized for sample in share]
     records = await asyncio.wrap_future(parts.journal.admit(samples, idempotency))
     for record in records:
         parts.metrics.learned(record.state)
