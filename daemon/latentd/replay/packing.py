@@ -35,10 +35,14 @@ def pack(values: Bytes, bits: int) -> Bytes:
     groups = -(-V // 8)  # eight values always fill `bits` whole bytes
     padded = np.zeros((R, groups * 8), np.uint8)
     padded[:, :V] = values
-    octets = padded.reshape(R, groups, 8)
-    words = np.zeros((R, groups), "<u8")
-    for place in range(8):
-        words |= octets[:, :, place].astype("<u8") << np.uint64(place * bits)
+    words = padded.view("<u8")  # (R, G)
+    for lane in (8, 16, 32):  # the upper of every two lanes moves down to where the lower one ends
+        filled = bits * lane // 8
+        lower = sum(((1 << filled) - 1) << start for start in range(0, 64, 2 * lane))
+        upper = words >> np.uint64(lane - filled)
+        upper &= np.uint64(lower << filled)
+        words &= np.uint64(lower)
+        words |= upper
     whole = words[:, :, None].view(np.uint8)[:, :, :bits]  # (R, G, bits), the little-endian tail cut off
     return np.ascontiguousarray(whole.reshape(R, groups * bits)[:, : packed_bytes(V, bits)])
 

@@ -19,6 +19,7 @@ _MAX_FACTOR = 128  # the transform is a matrix product; a wider block is done as
 _NEWTON_STEPS = 30
 _GRID_END = 6.0  # beyond every threshold
 _GRID_CELLS = 4096  # a cell is narrower than the least distance of two thresholds at 8 bits, 0.017
+_FEW = 32  # levels: for so many, asking one after the other takes half as long as the grid
 
 
 class Rotation:
@@ -72,8 +73,14 @@ class LloydMax:
     def nearest(self, values: Floats) -> npt.NDArray[np.uint8]:
         """Index of the nearest level of each value, any shape.
 
-        A grid that is finer than the distance of any two thresholds takes the place of a binary search, which mispredicts every branch.
+        A few thresholds are quickest asked one after the other. Of many, a grid that is finer than the distance of any two takes the place
+        of a binary search, which mispredicts every branch.
         """
+        if len(self.levels) <= _FEW:
+            above = np.zeros(values.shape, np.uint8)
+            for threshold in self._thresholds[:-1]:
+                above += values > threshold
+            return above
         scaled = (values + np.float32(_GRID_END)) * np.float32(_GRID_CELLS / (2 * _GRID_END))
         cells = np.clip(scaled, 0, _GRID_CELLS - 1, out=scaled).astype(np.intp)
         below: npt.NDArray[np.uint8] = np.take(self._below, cells)
