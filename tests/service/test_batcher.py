@@ -321,6 +321,19 @@ def test_an_image_that_comes_alone_gets_every_lane_and_the_next_waits_for_it(led
     assert len(stage.batches) == 3
 
 
+def test_an_image_whose_companions_still_decode_leaves_the_other_lane_to_them(ledger: EnergyLedger) -> None:
+    stage = FakeStage(lanes=2)
+    batcher = Batcher(stage, ledger, Metrics(), max_batch=4, capacity=16, on_death=lambda death: None)
+    batcher.start()
+    first, second = batcher.reserve(2, Priority.LEARN)
+    batcher.enqueue(first, pixels())
+    results([first])
+    batcher.enqueue(second, pixels())
+    results([second])
+    assert batcher.stop(WAIT_S)
+    assert stage.shared == [True, False]
+
+
 def test_lanes_die_together_and_say_so_once(ledger: EnergyLedger) -> None:
     stage = FakeStage(lanes=3)
     deaths: queue.Queue[BaseException] = queue.Queue()
