@@ -14,7 +14,7 @@ import tiny
 from latentd.config import Config
 from latentd.energy import board
 from latentd.errors import ConfigError
-from latentd.learning import gate, jury
+from latentd.learning import gate, jury, learner
 from latentd.replay.taught import read_taught
 from latentd.service.parts import Parts
 from latentd.service.supervisor import Daemon
@@ -122,6 +122,24 @@ def test_it_learns_awake_and_asleep_and_knows_it_after_a_restart(running: Any, c
         np.testing.assert_allclose(
             [prediction["probability"] for prediction in one], [prediction["probability"] for prediction in other], atol=0.02
         )
+
+
+def test_a_sleep_neither_hurries_a_snapshot_nor_begins_before_it(running: Any, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner, "PUBLISH_SHARE", 1e-9)  # the next snapshot that nobody waits for comes in weeks
+    daemon = running(config)
+    teach(daemon, 2)
+    daemon.post("/v1/learn", 99, params={"label": KINDS[0]})
+    for seed in range(2, 24):
+        asked = {"Content-Type": "image/png"}  # and does not wait for the learner
+        answer = httpx.post(
+            daemon.url + "/v1/learn", params={"label": KINDS[seed % 2]}, content=picture(seed), headers=asked, trust_env=False
+        )
+        answer.raise_for_status()
+    assert daemon.get("/v1/status")["version"] == 3
+    teach(daemon, 1, first=24)  # somebody waits: there is a snapshot, and peace to sleep
+    daemon.wait_for_sleep(27)  # 26 requests and one sleep
+    counted = httpx.get(daemon.url + "/metrics", trust_env=False).text
+    assert 'latentd_versions_published_total{cause="learned"} 4.0' in counted
 
 
 def test_the_memory_says_how_tokens_are_stored(running: Any, config: Config) -> None:

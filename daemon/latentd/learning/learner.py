@@ -212,7 +212,7 @@ class Learner:
             page = self._log.page(trainer.seq)
             if page:
                 self._learn_page(trainer, page)
-            elif sleep is not None or trainer.wants_sleep():
+            elif trainer.seq <= self._snapshot.seq and (sleep is not None or trainer.wants_sleep()):
                 sleep = self._sleep(trainer, sleep or trainer.sleep())
             else:
                 self._rest(trainer)
@@ -256,8 +256,6 @@ class Learner:
 
     def _sleep(self, trainer: Trainer, sleep: Iterator[int]) -> Optional[Iterator[int]]:
         """Goes on with a sleep until the log grows, somebody waits, or it ends; what is left of it."""
-        if trainer.seq > self._snapshot.seq:
-            self._publish(trainer, "learned")
         torch.set_num_threads(self._settings.sleep_threads)
         self._state, is_over = "sleeping", False
         while not is_over and not self._awoken(trainer):
