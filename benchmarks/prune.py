@@ -48,8 +48,8 @@ HELD = 100  # images that `prune` itself asks: here it is never stopped by what 
 
 
 class Exam(NamedTuple):
-    """Images of one data set. shown: scores and repairs come from them. A head taught on `taught` is asked `validation`; one taught on both
-    is asked `test`. videos: how many videos each of the two asked parts has; image i is of video i % videos."""
+    """Images of one data set. shown: scores, repairs and imitation come from them. A head taught on `taught` is asked `validation`; one
+    taught on both is asked `test`. videos: how many videos each of the two asked parts has; image i is of video i % videos."""
 
     shown: Lesson
     taught: Lesson
@@ -69,8 +69,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="out/prune.json")
     parser.add_argument("--data", choices=("objects50", "elpv"), default="objects50")
-    parser.add_argument("--scores", nargs="+", choices=SCORES, default=list(SCORES))
-    parser.add_argument("--images", type=int, default=600, help="images that scores and repairs come from")
+    parser.add_argument("--scores", nargs="+", choices=SCORES, default=["residual"], help="more than one: compared on validation images")
+    parser.add_argument("--images", type=int, default=1200, help="images that scores, repairs and imitation come from")
+    parser.add_argument("--epochs", type=float, default=Wish.epochs, help="of imitation, each round")
     parser.add_argument("--share", type=float, default=MOST, help="of the heads, to be gone at the end")
     parser.add_argument("--rounds", type=int, default=STEPS, help="in which they go; each makes a row")
     parser.add_argument("--validation", action="store_true", help="leave the test images alone")
@@ -81,7 +82,7 @@ def main() -> int:
     counts = {name: len(getattr(exam, name).pixels) for name in ("shown", "taught", "validation", "test")}
     console.print(f"{arguments.data}: {counts} images")
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(settings, base, exam, Path(scratch), arguments.share, arguments.rounds)
+        bench = Bench(settings, base, exam, Path(scratch), arguments.share, arguments.rounds, arguments.epochs)
         pupils = {score: bench.pruned(score) for score in arguments.scores}
         tried = {score: bench.rows(pupils[score].backbones[1::2] or pupils[score].backbones, False) for score in pupils if len(pupils) > 1}
         best = max(tried, key=lambda score: sum(row["accuracy"] for row in tried[score]), default=arguments.scores[0])
@@ -118,9 +119,10 @@ class Bench:
         scratch: Path,
         share: float = MOST,
         rounds: int = STEPS,
+        epochs: float = Wish.epochs,
     ) -> None:
         self.settings, self.base, self.exam, self.scratch = settings, base, exam, scratch
-        self.share, self.rounds = share, rounds
+        self.share, self.rounds, self.epochs = share, rounds, epochs
 
     def pruned(self, score: str) -> Pupil:
         """The share of the heads that was asked for, whatever it costs."""
@@ -141,7 +143,7 @@ class Bench:
                 backbone.class_tokens,
                 self.exam.shown,
                 held,
-                Wish(self.share, 100.0, score, self.rounds),
+                Wish(self.share, 100.0, score, self.rounds, epochs=self.epochs),
                 lambda doing, done, total: status.update(f"{score}: {doing} {done}/{total}"),
                 keep,
             )

@@ -38,6 +38,7 @@ SCORE = typer.Option("residual", help="What a head is judged by: residual, entro
 NAME = typer.Option(None, help="Name of the pruned backbone.", show_default="<backbone>-pruned-<percent>")
 IMAGES = typer.Option(600, min=8, help="Images to use at most, evenly over the classes.")
 REPAIR = typer.Option(True, "--repair/--no-repair", help="Refit what is left so that it gives what the whole gave.")
+EPOCHS = typer.Option(2.0, min=0.0, max=100.0, help="Times to go through the images, after that, learning to give what the whole gave.")
 PICTURE = typer.Option(None, help="Write the picture of the heads to this PNG file.", show_default=False)
 
 
@@ -50,6 +51,7 @@ def prune(
     name: Optional[str] = NAME,
     images: int = IMAGES,
     repair: bool = REPAIR,
+    epochs: float = EPOCHS,
     picture: Optional[Path] = PICTURE,
     as_json: bool = JSON,
 ) -> None:
@@ -77,7 +79,7 @@ def prune(
             settings.backbone.image_size,
             settings.backbone.class_tokens,
             *taught,
-            Wish(share, max_cost, score, repaired=repair),
+            Wish(share, max_cost, score, repaired=repair, epochs=epochs),
             lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total),
         )
     if picture is not None:

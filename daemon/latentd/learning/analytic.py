@@ -9,6 +9,7 @@ the learner thread.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -135,21 +136,38 @@ class RidgeSums:
         counts = self.counts[present]
         if not len(present):
             return LinearHead((), np.zeros((self.width, 0), np.float32), np.zeros(0, np.float32))
-        means = self.sums[present] / counts[:, None]  # (C, F)
-        total = float(counts.sum())
-        scatter = torch.from_numpy(self.gram.copy())  # (F, F)
-        _rank_update(scatter, self._block[: len(self._signs)], np.array(self._signs))
-        mean_square = float(torch.trace(scatter))
-        _rank_update(scatter, means, -counts)
-        variance = max(float(torch.trace(scatter)), _FLOOR * mean_square) / (total * self.width)
-        ridge = PRIOR_SAMPLES * max(variance, 1e-12)
-        scatter.diagonal().add_(ridge)
-        factor = torch.linalg.cholesky(scatter)
+        means, total = self.sums[present] / counts[:, None], float(counts.sum())  # (C, F)
+        factor, ridge = self._factor(means, counts)
         weight = torch.cholesky_solve(torch.from_numpy(np.ascontiguousarray(means.T)), factor).numpy() * (total + PRIOR_SAMPLES)  # (F, C)
         noise = _noise(factor, ridge, total + PRIOR_SAMPLES, total - len(counts)) / counts  # (C,)
         bias = -0.5 * np.einsum("cf,fc->c", means, weight)
         ids, marks = tuple(self.class_ids[i] for i in present), _landmarks(means, weight, counts, noise)
         return LinearHead(ids, weight.astype(np.float32), bias.astype(np.float32), _separation(means @ weight), marks)
+
+    def metric(self) -> NDArray[np.float32]:
+        """(F, F): a difference of features times it is as long as it is far for the head, whose covariance is that within classes, shrunk.
+
+        Raises ValueError where nothing was learned.
+        """
+        present = np.flatnonzero(self.counts > 0.5)
+        if not len(present):
+            raise ValueError("there is no distance where nothing was learned")
+        counts = self.counts[present]
+        factor, _ = self._factor(self.sums[present] / counts[:, None], counts)
+        inverse = torch.linalg.solve_triangular(factor, torch.eye(self.width, dtype=factor.dtype), upper=False)
+        found: NDArray[np.float32] = (inverse.T * math.sqrt(float(counts.sum()) + PRIOR_SAMPLES)).float().contiguous().numpy()
+        return found
+
+    def _factor(self, means: NDArray[np.float64], counts: NDArray[np.float64]) -> Tuple[torch.Tensor, float]:
+        """The Cholesky factor (F, F) of the scatter within classes and a ridge; and that ridge. means: (C, F), counts: (C,)."""
+        scatter = torch.from_numpy(self.gram.copy())  # (F, F)
+        _rank_update(scatter, self._block[: len(self._signs)], np.array(self._signs))
+        mean_square = float(torch.trace(scatter))
+        _rank_update(scatter, means, -counts)
+        variance = max(float(torch.trace(scatter)), _FLOOR * mean_square) / (float(counts.sum()) * self.width)
+        ridge = PRIOR_SAMPLES * max(variance, 1e-12)
+        scatter.diagonal().add_(ridge)
+        return torch.linalg.cholesky(scatter), ridge
 
     def state(self) -> Dict[str, NDArray[np.float64]]:
         """The arrays of a checkpoint; of the symmetric second moments only the lower triangle."""

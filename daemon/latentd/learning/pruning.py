@@ -1,4 +1,4 @@
-"""Which heads go, in rounds: score, take out a few, repair, ask, until the wanted share is gone or it costs too much.
+"""Which heads go, in rounds: score, take out a few, repair, imitate, ask, until the wanted share is gone or it costs too much.
 
 Runs on whoever prunes; blocks for minutes. Heads are named by (block, head) of the backbone that was given, counted from 0, however many
 went before them. Images are shown (scores, repair, and the closed-form head come from them) or held out (only asked): the cost is measured
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from latentd.learning import redundancy
 from latentd.learning.analytic import LinearHead, RidgeSums
+from latentd.learning.imitation import BATCH, imitate, steps_of
 from latentd.learning.redundancy import Pixels, Question, Scores, Seen, see, worth
 from latentd.learning.repair import repair
 from latentd.learning.residual import Evidence, alone, cheapest, observe
@@ -44,13 +45,15 @@ class Lesson(NamedTuple):
 @dataclass(frozen=True)
 class Wish:
     """share: of all heads, to be gone at the end. max_cost: percentage points of accuracy on the held-out images that may be lost.
-    repaired: whether what is left is refitted after each round."""
+    repaired: whether what is left is refitted after each round. epochs: how often it then goes through the shown images to learn to give
+    the features that the whole gave; 0: it does not."""
 
     share: float
     max_cost: float
     score: str
     rounds: int = 4
     repaired: bool = True
+    epochs: float = 2.0
 
 
 class Step(NamedTuple):
@@ -121,6 +124,7 @@ class _Rounds:
         self.shown, self.held, self.watch = shown, held, watch
         self.whole = Vit.from_weights(weights, shape, image_size)
         self.means: List[NDArray[np.float32]] = []
+        self.features: NDArray[np.float32] = np.zeros((0, 0), np.float32)  # of the shown images, as the whole backbone gives them
         self.evidence: List[Evidence] = []  # of the whole backbone
 
     def run(self, wish: Wish, keep: Keep) -> Outcome:
@@ -131,7 +135,7 @@ class _Rounds:
         steps: List[Step] = []
         best = Pruned(dict(self.weights), self.shape)
         seen, before = self._ask(vit)
-        self.means = seen.means
+        self.means, self.features = seen.means, seen.features
         self.evidence = self._observed(vit, seen)
         first: Scores = []
         while len(gone) < wanted:
@@ -139,7 +143,7 @@ class _Rounds:
             scores, chosen = self._chosen(vit, wish.score, seen, gone, count)
             first = first or scores
             gone = gone | set(chosen)
-            pruned = self._without(gone, wish.repaired)
+            pruned = self._without(gone, wish)
             vit = Vit.from_weights(pruned.weights, pruned.shape, self.size)
             seen, accuracy = self._ask(vit)
             steps.append(Step(tuple(sorted(gone)), accuracy))
@@ -178,16 +182,19 @@ class _Rounds:
         half = Seen(seen.features[asked], seen.means)
         return worth(score, vit, self.shown.pixels[asked], self.class_tokens, question, half, self._counter("scoring heads", len(asked)))
 
-    def _without(self, gone: FrozenSet[Head], repaired: bool) -> Pruned:
+    def _without(self, gone: FrozenSet[Head], wish: Wish) -> Pruned:
         """Always cut from the whole backbone, so that repairs of repairs don't add up."""
         cut = without_heads(self.weights, self.shape, gone, self.means)
-        if not repaired:
-            return cut
         vit = Vit.from_weights(cut.weights, cut.shape, self.size)
-        pixels = self.shown.pixels[spread(len(self.shown.pixels), REPAIR_IMAGES)]
-        repair(self.whole, vit, pixels, [each.stakes for each in self.evidence], self._counter("repairing", len(pixels)))
-        refitted = {name: value.numpy() for name, value in vit.state_dict().items() if ".proj." in name or ".fc2." in name}
-        return Pruned({**cut.weights, **refitted}, cut.shape)
+        if wish.repaired:
+            pixels = self.shown.pixels[spread(len(self.shown.pixels), REPAIR_IMAGES)]
+            repair(self.whole, vit, pixels, [each.stakes for each in self.evidence], self._counter("repairing", len(pixels)))
+        if wish.epochs > 0:
+            metric = _learned(self.features, self.shown.class_ids).metric()
+            total = BATCH * steps_of(len(self.shown.pixels), wish.epochs)
+            imitate(vit, self.shown.pixels, self.features, metric, wish.epochs, self._counter("imitating the whole", total))
+        changed = {name: value.numpy() for name, value in vit.state_dict().items() if name.startswith(("blocks.", "norm."))}
+        return Pruned({**cut.weights, **changed}, cut.shape)
 
     def _counter(self, doing: str, total: int, done: int = 0) -> Callable[[int], None]:
         at = [done]
@@ -211,9 +218,13 @@ def ask(head: LinearHead, class_ids: NDArray[np.int64]) -> Question:
 
 
 def _fitted(features: NDArray[np.float32], class_ids: NDArray[np.int64]) -> LinearHead:
+    return _learned(features, class_ids).solve()
+
+
+def _learned(features: NDArray[np.float32], class_ids: NDArray[np.int64]) -> RidgeSums:
     sums = RidgeSums(features.shape[1])
     sums.add(features, class_ids.tolist())
-    return sums.solve()
+    return sums
 
 
 def _left(shape: VitShape, gone: FrozenSet[Head]) -> List[List[int]]:
