@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, List, Mapping, Sequence, Tuple
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from latentd.errors import JournalError, LearnerError, Overloaded
 from latentd.learning import checkpoint, gate, keeper, pacing
+from latentd.learning import learner as learning
 from latentd.learning.accuracy import AccuracyReport
 from latentd.learning.learner import Learner
 from latentd.learning.snapshot import Snapshot
@@ -168,6 +169,35 @@ def test_what_is_kept_out_is_counted_unless_another_part_is_let_in(tmp_path: Pat
 
 
 # --- behaving ---
+
+
+def test_a_sleep_that_a_late_snapshot_makes_due_begins_though_nothing_more_comes(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot comes once everything is on the disk: then nothing but itself could wake the learner."""
+    witness, slept = Witness(), threading.Event()
+
+    class Tired(Trainer):
+        def wants_sleep(self) -> bool:
+            return "learned" in witness.causes and not slept.is_set()
+
+        def sleep(self) -> Iterator[int]:
+            slept.set()
+            return iter(())
+
+    monkeypatch.setattr(learning, "PUBLISH_SHARE", 1e-9)
+    with running_learner(journal, tmp_path, make=made(Tired), observer=witness, checkpoint_s=0.0) as learner:
+        due = learner._keeper.due_in_s
+
+        def durable(trainer: Trainer) -> Optional[float]:
+            found = due(trainer)
+            if found is None and trainer.seq:
+                learner._next_publish_at = 0.0  # from the next turn on
+            return found
+
+        monkeypatch.setattr(learner._keeper, "due_in_s", durable)
+        teach(journal, ("cat", 0))
+        assert slept.wait(WAIT_S)
 
 
 def test_classify_goes_first_but_not_for_ever(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,7 @@ class Learner:
             page = self._log.page(trainer.seq)
             if page:
                 self._learn_page(trainer, page)
-            elif trainer.seq <= self._snapshot.seq and (sleep is not None or trainer.wants_sleep()):
+            elif not self._publish_due(trainer) and (sleep is not None or trainer.wants_sleep()):
                 sleep = self._sleep(trainer, sleep or trainer.sleep())
             else:
                 self._rest(trainer)
@@ -255,7 +255,7 @@ class Learner:
                 return
 
     def _sleep(self, trainer: Trainer, sleep: Iterator[int]) -> Optional[Iterator[int]]:
-        """Goes on with a sleep until the log grows, somebody waits, or it ends; what is left of it."""
+        """Goes on with a sleep until the log grows, a snapshot is due, or it ends; what is left of it."""
         torch.set_num_threads(self._settings.sleep_threads)
         self._state, is_over = "sleeping", False
         while not is_over and not self._awoken(trainer):
@@ -269,7 +269,12 @@ class Learner:
         return None if is_over else sleep
 
     def _awoken(self, trainer: Trainer) -> bool:
-        return self._stop.is_set() or self._journal.status().head_seq != trainer.seq
+        return self._stop.is_set() or self._journal.status().head_seq != trainer.seq or self._publish_due(trainer)
+
+    def _publish_due(self, trainer: Trainer) -> bool:
+        """Whether what was learned must be let answer now: it may wait a moment, unless somebody waits for it."""
+        unpublished = trainer.seq > self._snapshot.seq
+        return unpublished and (self._waiters.any_until(trainer.seq) or time.monotonic() >= self._next_publish_at)
 
     def _step(self, steps: Iterator[int]) -> bool:
         """One step of work, measured and marked; True where it was the last."""
@@ -281,10 +286,10 @@ class Learner:
 
     def _rest(self, trainer: Trainer) -> None:
         """Sleeps until the journal grows, somebody waits for an answer, or a snapshot or version is due."""
-        unpublished = trainer.seq > self._snapshot.seq
-        if unpublished and (self._waiters.any_until(trainer.seq) or time.monotonic() >= self._next_publish_at):
+        if self._publish_due(trainer):
             self._publish(trainer, "learned")
-            unpublished = False
+            return  # whether to sleep now is asked anew
+        unpublished = trainer.seq > self._snapshot.seq
         if not unpublished:
             self._state = "idle"
         waits = [self._keeper.due_in_s(trainer), self._next_publish_at - time.monotonic() if unpublished else None]

@@ -251,7 +251,7 @@ class Batcher:
     def _next(self) -> Optional[Batch]:
         """What the stage should run now, all of one priority; None while nothing waits."""
         while any(self._queues.values()):
-            shared = self._lanes > 1 and (self.depth > 1 or bool(self._running))  # what still decodes comes before this one is done
+            shared = self._lanes > 1 and (self.depth > 1 or bool(self._running))  # what still decodes mostly comes before this one is done
             tickets = self._pop(self._next_priority(), 1 if shared else self.max_batch)
             if tickets:  # else all that was popped had been cancelled, and the other queue comes next
                 return Batch(tickets, shared, self._clock())

@@ -99,10 +99,10 @@ class Pipeline:
         found = iter(await asyncio.gather(*futures, return_exceptions=True))
         return [image if isinstance(image, LatentdError) else _expected(next(found)) for image in images]
 
-    async def in_pool(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    async def in_pool(self, function: Callable[..., Result], *arguments: Any, priority: Priority = Priority.CLASSIFY) -> Result:
         """Runs a short computation in the decode pool, off the event loop."""
         future: Future[Result] = Future()
-        self._pool.submit(Priority.CLASSIFY, functools.partial(_settle, future, function, arguments))
+        self._pool.submit(priority, functools.partial(_settle, future, function, arguments))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:

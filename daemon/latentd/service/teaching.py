@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from latentd.service.parts import Parts
 
 MAX_KEY_CHARS = 255
+AT_ONCE = 4  # images that one thread of the pool quantizes before it looks for something to decode: milliseconds each
 RETRY_LEARN_S = 5  # a learner that is thousands of samples behind needs more than a moment
 
 
@@ -100,9 +101,8 @@ async def _teach(parts: Parts, request: Request, upload: Upload, keyed: Optional
 
 async def store(parts: Parts, materials: Sequence[Material], idempotency: Optional[Idempotency] = None) -> Tuple[SampleRecord, ...]:
     """Quantizes the images' latents and stores them durably, as one request. Raises what the journal raises."""
-    each = -(-len(materials) // parts.config.engine.decode_threads)  # tokens take milliseconds an image to quantize
-    shares = [materials[start : start + each] for start in range(0, len(materials), each)]
-    quantized = await asyncio.gather(*(parts.pipeline.in_pool(_samples, parts, share) for share in shares))
+    shares = [materials[start : start + AT_ONCE] for start in range(0, len(materials), AT_ONCE)]
+    quantized = await asyncio.gather(*(parts.pipeline.in_pool(_samples, parts, share, priority=Priority.LEARN) for share in shares))
     samples = [sample for share in quantized for sample in share]
     records = await asyncio.wrap_future(parts.journal.admit(samples, idempotency))
     for record in records:
