@@ -1,8 +1,8 @@
 """Which heads go, in rounds: score, take out a few, repair, imitate, ask, until the wanted share is gone or it costs too much.
 
 Runs on whoever prunes; blocks for minutes. Heads are named by (block, head) of the backbone that was given, counted from 0, however many
-went before them. Images are shown (scores, repair, and the closed-form head come from them) or held out (only asked): the cost is measured
-on images that nothing was chosen or fitted on.
+went before them. Images are shown (scores, repair, imitation and the closed-form head come from them) or held out (only asked): the cost
+is measured on images that nothing was chosen or fitted on.
 """
 
 from __future__ import annotations
