@@ -38,7 +38,7 @@ SCORE = typer.Option("residual", help="What a head is judged by: residual, entro
 NAME = typer.Option(None, help="Name of the pruned backbone.", show_default="<backbone>-pruned-<percent>")
 IMAGES = typer.Option(600, min=8, help="Images to use at most, evenly over the classes.")
 REPAIR = typer.Option(True, "--repair/--no-repair", help="Refit what is left so that it gives what the whole gave.")
-EPOCHS = typer.Option(2.0, min=0.0, max=100.0, help="Times to go through the images, after that, learning to give what the whole gave; 0: not at all.")
+EPOCHS = typer.Option(2.0, min=0.0, max=100.0, help="Passes over the images in which it then learns to give what the whole gave; 0: none.")
 PICTURE = typer.Option(None, help="Write the picture of the heads to this PNG file.", show_default=False)
 
 
