@@ -3,9 +3,8 @@ the head on top has learned from.
 
 The repair moves two layers of a block; the heads that are left can also learn to look elsewhere. Blocks and the last norm are trained so
 that the features come near to the whole's: distillation (Hinton et al. 2015) of features, in the distance by which the closed-form head
-tells classes apart (Mahalanobis, `RidgeSums.metric`). In plain distance a few loud directions that the head ignores decide, and features
-that are nearer then answer worse. Blocks whoever prunes, for a third of a second an image and core. n images, B of them at once, F
-features.
+tells classes apart (Mahalanobis, `RidgeSums.metric`): in plain distance a few loud directions weigh most, which that head ignores. Blocks
+whoever prunes, for about a third of a second of one core an image and pass. n images, B of them at once, F features.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from latentd.engines.stage import planar
-from latentd.learning.redundancy import Pixels, Progress, blocks_of, features_of
-from latentd.vision.vit import Vit, normalised
+from latentd.learning.redundancy import Pixels, Progress, blocks_of, embedded, features_of
+from latentd.vision.vit import Vit
 
 RATE = 2e-5  # of Adam at its highest; falls to nothing as half a cosine
 BATCH = 16
@@ -76,9 +74,7 @@ def trained_of(vit: Vit) -> List[nn.Parameter]:
 
 def _features(vit: Vit, pixels: Pixels, class_tokens: int) -> Tensor:
     """(B, F), with a gradient."""
-    with torch.no_grad():
-        tokens = vit.embed(normalised(torch.from_numpy(planar(pixels)).to(vit.class_token.device), vit.shape))
-    after = []
+    tokens, after = embedded(vit, pixels), []
     for block in blocks_of(vit):
         tokens = block(tokens)
         after.append(tokens)

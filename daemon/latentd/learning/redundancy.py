@@ -169,11 +169,16 @@ def blocks_of(vit: Vit) -> Iterator[Block]:
 def batches(vit: Vit, pixels: Pixels, progress: Progress) -> Iterator[Tuple[int, Tensor]]:
     """(index of the first image, embedded tokens (B, N, D)) of a few images at a time, on the module's device."""
     for first in range(0, len(pixels), BATCH):
-        some = torch.from_numpy(planar(pixels[first : first + BATCH])).to(vit.class_token.device)
-        with torch.no_grad():
-            tokens = vit.embed(normalised(some, vit.shape))
-        yield first, tokens
+        some = pixels[first : first + BATCH]
+        yield first, embedded(vit, some)
         progress(len(some))
+
+
+def embedded(vit: Vit, pixels: Pixels) -> Tensor:
+    """(B, N, D) tokens before the first block, on the module's device; no gradient goes back through them."""
+    with torch.no_grad():
+        tokens: Tensor = vit.embed(normalised(torch.from_numpy(planar(pixels)).to(vit.class_token.device), vit.shape))
+    return tokens
 
 
 def features_of(vit: Vit, after: Sequence[Tensor], class_tokens: int) -> Tensor:
