@@ -52,6 +52,7 @@ def test_a_pruned_backbone_is_made_compared_and_served_by_name(
     found = ran.json
     assert (found["base"], found["name"], len(found["removed"])) == ("tiny", "tiny-pruned-33", 2)
     assert found["images"] == {"shown": 12, "held": 12}
+    assert (found["score"], found["repaired"], found["epochs"]) == ("residual", True, 2.0)
     before, after = found["compared"]
     assert (sum(before["heads"]), sum(after["heads"])) == (6, 4)
     assert "cosine with eager PyTorch" in after["gate"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from latentd.engines.stage import FrozenStage
     from latentd.learning.price import Joules
-    from latentd.learning.pruning import Lesson, Outcome
+    from latentd.learning.pruning import Lesson, Outcome, Wish
     from latentd.vision.checkpoints import Backbone
 
 LEAST_IMAGES = 4  # of a class: two to score on, so that one can be fitted and one asked, and one held out at least
@@ -71,6 +71,7 @@ def prune(
     if max(base.shape.heads) == 1:
         raise CheckpointError(f"every block of {base.name} has one head left, and keeps it", hint="Prune another backbone: backbone.name.")
     taught = _taught(folder, images, settings, quiet=as_json)
+    wish = Wish(share, max_cost, score, repaired=repair, epochs=epochs)
     with _progress(as_json) as progress:
         task = progress.add_task("reading weights")
         outcome = prune(
@@ -79,7 +80,7 @@ def prune(
             settings.backbone.image_size,
             settings.backbone.class_tokens,
             *taught,
-            Wish(share, max_cost, score, repaired=repair, epochs=epochs),
+            wish,
             lambda doing, done, total: progress.update(task, description=doing, completed=done, total=total),
         )
     if picture is not None:
@@ -87,7 +88,7 @@ def prune(
     made = _installed(settings, base, outcome, name) if outcome.removed else None
     compared = _compared(settings, base, made, taught[1]) if made is not None else []
     if as_json:
-        print_json(_document(base, made, outcome, taught, score, compared))
+        print_json(_document(base, made, outcome, taught, wish, compared))
     else:
         _show(base, made, outcome, taught, compared)
     raise typer.Exit(FAILED if made is None else 0)
@@ -230,7 +231,7 @@ def _energy(energy: Joules) -> str:
 
 
 def _document(
-    base: Backbone, made: Optional[Backbone], outcome: Outcome, taught: Tuple[Lesson, Lesson], score: str, compared: List[Side]
+    base: Backbone, made: Optional[Backbone], outcome: Outcome, taught: Tuple[Lesson, Lesson], wish: Wish, compared: List[Side]
 ) -> Dict[str, Any]:
     """What --json prints; blocks and heads count from 1, as everywhere outside."""
     sides = [
@@ -251,7 +252,9 @@ def _document(
         "name": made.name if made is not None else None,
         "path": str(made.path) if made is not None else None,
         "sha256": made.sha256 if made is not None else None,
-        "score": score,
+        "score": wish.score,
+        "repaired": wish.repaired,
+        "epochs": wish.epochs,
         "images": {"shown": len(taught[0].pixels), "held": len(taught[1].pixels)},
         "worth": [row.tolist() for row in outcome.worth],
         "removed": [[block + 1, head + 1] for block, head in outcome.removed],
