@@ -4,7 +4,8 @@
 
 The settings are those of benchmarks/vitlr.py. In every round, on one thread, each of these runs once: drawing a mini-batch and decoding it
 micro-batch by micro-batch; the daemon's own training step (Adapted.sleep) on latents that are decoded already; the same step with float32
-matrices in torch.nn.Linear and its low-rank change written out. Prints JSON: medians in milliseconds, and medians of the rounds' ratios.
+matrices in torch.nn.Linear and its low-rank change written out; and the daemon's step that reads for itself, which finds less in the
+core's cache than reading alone. Prints JSON: medians in milliseconds, and medians of the rounds' ratios.
 Run by benchmarks/codec.py in a process of its own, because BLAS takes its number of threads from the environment.
 """
 
@@ -81,9 +82,14 @@ def measured(rounds: int) -> Dict[str, Any]:
     codec = make_latent_codec(learn.token_codec, learn.token_codec_kind, features, (count, shape.width), seed=learn.seed)
     base = UpperBlocks.load(backbone, SPLIT)
     memory, tokens = _filled(codec, (count, shape.width))
-    calls = [_reading(codec, memory, learn), _learning(codec, memory, tokens, base, learn), _bare(base, tokens, learn)]
+    calls = [
+        _reading(codec, memory, learn),
+        _learning(Decoded(codec, tokens), memory, base, learn),
+        _bare(base, tokens, learn),
+        _learning(codec, memory, base, learn),
+    ]
     seconds: List[List[float]] = [_round(calls) for _ in range(WARM_UP + rounds)][WARM_UP:]
-    reads, steps, bare = (1e3 * statistics.median(column) for column in zip(*seconds))
+    reads, steps, bare, whole = (1e3 * statistics.median(column) for column in zip(*seconds))
     return {
         "settings": f"split {SPLIT}, {codec.tokens.spec if codec.tokens else ''}, {count} x {shape.width} tokens, "
         f"mini-batch {learn.sleep_minibatch}, micro-batch {learn.microbatch}",
@@ -91,8 +97,10 @@ def measured(rounds: int) -> Dict[str, Any]:
         "read_ms": reads,
         "step_ms": steps,
         "bare_step_ms": bare,
-        "read_share": statistics.median(read / step for read, step, _ in seconds),
-        "against_bare": statistics.median(step / plain for _, step, plain in seconds),
+        "whole_step_ms": whole,
+        "read_share": statistics.median(read / step for read, step, _, _ in seconds),
+        "read_share_of_whole": statistics.median(1 - step / both for _, step, _, both in seconds),
+        "against_bare": statistics.median(step / plain for _, step, plain, _ in seconds),
     }
 
 
@@ -119,11 +127,9 @@ def _reading(codec: LatentCodec, memory: ReplayMemory, learn: config.LearnConfig
     return read
 
 
-def _learning(
-    codec: LatentCodec, memory: ReplayMemory, tokens: NDArray[np.float32], base: UpperBlocks, learn: config.LearnConfig
-) -> Callable[[], None]:
+def _learning(codec: LatentCodec, memory: ReplayMemory, base: UpperBlocks, learn: config.LearnConfig) -> Callable[[], None]:
     """As many of a sleep's micro-steps as a mini-batch has."""
-    sleep = Adapted(base, Decoded(codec, tokens), SleepSettings.of(learn)).sleep(memory, {}, memory.used)
+    sleep = Adapted(base, codec, SleepSettings.of(learn)).sleep(memory, {}, memory.used)
 
     def step() -> None:
         for _ in range(0, learn.sleep_minibatch, learn.microbatch):

@@ -16,6 +16,9 @@ Bytes = npt.NDArray[np.uint8]
 # Reading value by value costs a shift and a mask each; one look-up of a wider field gives 2 or 4 values at once. The widest field, 14 bits,
 # keeps its table inside a core's L2 cache.
 _VALUES_PER_FIELD = {1: 4, 2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 7: 2, 8: 1}
+# A byte as two fields of 16 bits: of 4 bits each; and the middle one of three, whose halves belong to the fields of 12 bits on either side.
+_HALVES = (np.arange(256, dtype="<u4") & 15) | (np.arange(256, dtype="<u4") >> 4) << 16
+_PARTED = (np.arange(256, dtype="<u4") & 15) << 8 | (np.arange(256, dtype="<u4") >> 4) << 16
 _OPAQUE = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 
@@ -94,10 +97,12 @@ class FieldTable:
         if self._field_bits == 8:
             return packed[:, :, None]
         if self._field_bits == 4:
-            return np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=2)
+            return np.take(_HALVES, packed).view("<u2").reshape(R, P, 2)
         if self._field_bits == 12:
-            low, middle, high = (packed[:, place::3].astype(np.uint16) for place in range(3))
-            return np.stack([low | (middle & np.uint16(15)) << np.uint16(8), middle >> np.uint16(4) | high << np.uint16(4)], axis=2)
+            pairs = np.take(_PARTED, packed[:, 1::3])
+            pairs |= packed[:, ::3]
+            pairs |= packed[:, 2::3].astype("<u4") << np.uint32(20)
+            return pairs.view("<u2").reshape(R, P // 3, 2)
         words = np.zeros((R, P // self._group_bytes, 8), np.uint8)  # a group in each, whatever it takes
         words[:, :, : self._group_bytes] = packed.reshape(R, P // self._group_bytes, self._group_bytes)
         cut = words.view("<u8") >> self._shifts

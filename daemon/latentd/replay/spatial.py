@@ -102,7 +102,6 @@ class SpatialCodec(Quantizer):
         self._rotation = Rotation(spec.width, spec.seed)
         bits = share_bits(self._spectrum.variances(), spec.bits * spec.tokens)
         self._order = np.argsort(-bits, kind="stable")  # (N,) places of the transformed tokens, as they lie in a code
-        self._places = np.argsort(self._order)  # (N,) the inverse
         self._groups = _groups(bits[self._order], spec.width)
         narrow = [group for group in self._groups if group.bits in NARROW and self._rotation.block >= 2 * FIELD]
         most = 2 * sum(group.last - group.first for group in narrow) > spec.tokens
@@ -135,13 +134,11 @@ class SpatialCodec(Quantizer):
         latents *= self._rotation.signs
 
     def _read_narrow(self, unmixing: Unmixing, codes: Bytes, spectra: Floats) -> None:
-        """Fills the tokens of few bits; the others with anything."""
-        R, N, D = spectra.shape
-        fields = np.zeros((R, N, D // FIELD), np.uint16)  # as they lie in a code
-        for group in self._narrow:
-            found = unmixing.fields(np.ascontiguousarray(codes[:, group.start : group.end]), group.bits)
-            fields[:, group.first : group.last] = found.reshape(R, -1, D // FIELD)
-        unmixing.levels(np.take(fields, self._places, axis=1).reshape(R * N, -1), spectra.reshape(R * N, D))
+        """Fills the tokens of few bits."""
+        R, _, D = spectra.shape
+        found = [unmixing.fields(np.ascontiguousarray(codes[:, group.start : group.end]), group.bits) for group in self._narrow]
+        fields = np.concatenate(found, axis=1).reshape(R, -1, D // FIELD)  # as they lie in a code
+        unmixing.levels(fields, self._order[self._narrow[0].first :], spectra)
 
     def _read_wide(self, codes: Bytes, spectra: Floats) -> None:
         """Fills the tokens of many bits, which come first in a code."""

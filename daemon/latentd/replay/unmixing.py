@@ -21,6 +21,7 @@ _STEP = 8  # tokens: half as many fill whole cache lines
 _ITEM = np.dtype(np.complex128)  # four float32 that are moved as one
 
 Fields = npt.NDArray[np.uint16]
+Places = npt.NDArray[np.int64]
 
 
 class Unmixing:
@@ -37,18 +38,19 @@ class Unmixing:
     def fields(self, packed: Bytes, bits: int) -> Fields:
         """(R, bytes) of whole groups of fields -> (R, fields): their places in the table."""
         found = self._readers[bits].fields(packed).reshape(len(packed), -1)
-        return found.astype(np.uint16) + self._first[bits]
+        return np.add(found, self._first[bits], dtype=np.uint16)
 
-    def levels(self, fields: Fields, out: Floats) -> None:
-        """Fields (T, D / 4) as tokens, transformed back, into out (T, D), which must be contiguous."""
-        T, J = fields.shape
-        room = -(-T // _STEP) * _STEP
-        places = np.zeros((J, room), np.intp)
-        places[:, :T] = fields.T
+    def levels(self, fields: Fields, order: Places, out: Floats) -> None:
+        """Fields (R, T, D / 4) as tokens, transformed back, into the tokens `order` (T,) of out (R, N, D), which must be contiguous."""
+        R, T, J = fields.shape
+        room = -(-R * T // _STEP) * _STEP
+        places = np.empty((J, room), np.intp)
+        places[:, : R * T] = fields.reshape(R * T, J).T
+        places[:, R * T :] = 0
         mixed = np.take(self._table, places, mode="clip")  # (J, room) of four
         unmixed = np.empty_like(mixed)
         np.matmul(self._rest, self._halves(mixed), out=self._halves(unmixed))
-        np.copyto(out.view(_ITEM), unmixed[:, :T].T)
+        out.view(_ITEM)[:, order] = unmixed[:, : R * T].T.reshape(R, T, J)
 
     def _halves(self, items: npt.NDArray[np.complex128]) -> Floats:
         """(J, room) of four as matrices (blocks, 2, groups, 2 * room): BLAS is faster on two that begin at cache lines than on one."""
