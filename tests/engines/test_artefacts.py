@@ -80,6 +80,16 @@ def test_whatever_changes_the_graph_changes_its_file(tmp_path: Path, backbone: B
     assert len(stems) == 2
 
 
+def test_what_looks_at_the_layers_gets_the_graph_with_all_tokens_of_the_last_block(
+    tmp_path: Path, backbone: Backbone, spec: StageSpec
+) -> None:
+    depth = backbone.shape.depth
+    above, none_above = (Artefacts(backbone, dataclasses.replace(spec, split=split), tmp_path / "cache") for split in (depth - 1, depth))
+    assert none_above.graph(whole=True) == none_above.graph()
+    assert above.graph(whole=True) != above.graph()
+    assert above.derived("copy", lambda content: content).read_bytes() == above.graph(whole=True).read_bytes() != above.graph().read_bytes()
+
+
 def test_a_newer_exporter_does_not_use_an_older_ones_graph(
     tmp_path: Path, backbone: Backbone, spec: StageSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,9 +36,9 @@ def spec_of(shape: VitShape, split: int = 2, class_tokens: int = 2, size: int = 
     return StageSpec("tiny", "0" * 64, size, split, class_tokens, shape.width, shape.tokens(size))
 
 
-def exported(tmp_path: Path, shape: VitShape = tiny.DINOV2, **spec: int) -> Path:
+def exported(tmp_path: Path, shape: VitShape = tiny.DINOV2, whole: bool = False, **spec: int) -> Path:
     path = tmp_path / "graph.onnx"
-    export(tiny.vit(shape), spec_of(shape, **spec), path)
+    export(tiny.vit(shape), spec_of(shape, **spec), path, whole)
     return path
 
 
@@ -69,6 +69,20 @@ def test_the_graph_gives_what_eager_pytorch_gives_for_any_batch(tmp_path: Path, 
 def test_the_tokens_are_those_after_the_split_and_the_features_do_not_change_with_it(tmp_path: Path, split: int) -> None:
     features, tokens = run(exported(tmp_path, split=split), 2, "features", "tokens")
     np.testing.assert_allclose(tokens, eager_answer(tiny.DINOV2, 2, split).tokens, atol=2e-4)
+    np.testing.assert_allclose(features, eager_answer(tiny.DINOV2, 2).features, atol=2e-4)
+
+
+@pytest.mark.parametrize(("split", "whole", "tokens"), [(2, False, 1), (2, True, 37), (3, False, 37), (3, True, 37)])
+def test_the_last_block_gives_its_class_token_alone_where_nobody_takes_the_others(
+    tmp_path: Path, split: int, whole: bool, tokens: int
+) -> None:
+    path = exported(tmp_path, split=split, whole=whole)
+    model = onnx.load(str(path))
+    (last,) = (node.output[0] for node in model.graph.node if node.name == "/blocks.2/fc2/MatMul")
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(last))
+    onnx.save(model, str(path))
+    features, mlp = run(path, 2, "features", last)
+    assert mlp.shape == (2, tokens, tiny.DINOV2.width)
     np.testing.assert_allclose(features, eager_answer(tiny.DINOV2, 2).features, atol=2e-4)
 
 

@@ -37,7 +37,7 @@ def graph_and_taps(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
 
     @functools.lru_cache(maxsize=None)
     def made(kind: str = "DINOv2", split: int = 2) -> Tuple[bytes, Taps]:
-        graph = exported(tmp_path_factory.mktemp("graph"), SHAPES[kind], split=split).read_bytes()
+        graph = exported(tmp_path_factory.mktemp("graph"), SHAPES[kind], whole=True, split=split).read_bytes()
         return graph, calibrated(graph, tiny.pixels(4))
 
     return made

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_KEPT = 12  # files: graph, its two INT8 spellings and probe answers of three settings of split, class tokens and image size
+_KEPT = 15  # files: graph, whole graph, its two INT8 spellings and probe answers of three settings of split, class tokens and image size
 
 
 class Reference(NamedTuple):
@@ -61,24 +61,27 @@ class Artefacts:
             self._vit = Vit.load(self.backbone, self.spec.image_size)
         return self._vit
 
-    def graph(self) -> Path:
-        """The ONNX file; EngineError where it can't be exported or stored."""
-        path = self._folder / f"{self._stem}.onnx"
-        if not _is_whole(path):
+    def graph(self, whole: bool = False) -> Path:
+        """The ONNX file; EngineError where it can't be exported or stored. whole: with all tokens of the last block, for whoever looks at
+        what its layers get: of the class token alone a few images say little.
+        """
+        whole = whole and self.spec.split < self.backbone.shape.depth  # else it is so anyway
+        path = self._folder / (f"{self._stem}.whole.onnx" if whole else f"{self._stem}.onnx")
+        if not _is_intact(path):
             log.info("exporting %s to ONNX", self.backbone.name)
             try:
-                self._store(path, lambda temporary: export(self.vit(), self.spec, temporary))
+                self._store(path, lambda temporary: export(self.vit(), self.spec, temporary, whole))
             except OSError as cause:
                 raise EngineError(f"the ONNX graph can't be stored in {self._folder}: {cause.strerror or cause}", hint=_SPACE) from cause
         return path
 
     def derived(self, kind: str, make: Callable[[bytes], bytes]) -> Path:
-        """A graph made from the exported one, kept beside it. kind: names everything that `make` depends on besides the graph. EngineError
+        """A graph made from the whole exported one, kept beside it. kind: names all that `make` depends on besides that graph. EngineError
         where it can't be made or stored.
         """
         path = self._folder / f"{self._stem}.{kind}.onnx"
-        if not _is_whole(path):
-            content = make(self.graph().read_bytes())
+        if not _is_intact(path):
+            content = make(self.graph(whole=True).read_bytes())
             try:
                 self._store(path, lambda temporary: _fill(temporary, content))
             except OSError as cause:
@@ -93,7 +96,7 @@ class Artefacts:
         """Eager PyTorch's answers to the probe images; computed where they can't be read, and kept in memory where they can't be stored."""
         if self._reference is None:
             path = self._folder / f"{self._stem}.probe.npz"
-            self._reference = _read(path) if _is_whole(path) else self._computed(path)
+            self._reference = _read(path) if _is_intact(path) else self._computed(path)
         return self._reference
 
     def _computed(self, path: Path) -> Reference:
@@ -143,7 +146,7 @@ def _checksum(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _is_whole(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     try:
         recorded = _checksum(path).read_text(encoding="ascii", errors="replace").split(" ")[0]
         return file_sha256(path) == recorded

@@ -100,7 +100,7 @@ class PlanEngine:
         if self._cache.load(key) is not None:
             return
         self._require_tries_left(key)
-        graph = self._artefacts.graph()
+        graph = self._graph()
         self._require_room(graph)
         order = BuildOrder(key, str(graph), str(self._cache.folder), fresh=self._cache.tries(key).bad > 0)
         self._begin(key, "the build was cut off", must=True)
@@ -116,6 +116,9 @@ class PlanEngine:
             raise
         self._cache.give_back(key)
 
+    def _graph(self) -> Path:
+        return self._artefacts.graph(whole=self._precision == "int8")  # a calibration looks at what layers get
+
     def _identified(self) -> Tuple[DeviceMemory, PlanKey]:
         """The device and the key of its plan; loads TensorRT and CUDA."""
         if self._known is None:
@@ -125,7 +128,7 @@ class PlanEngine:
             except (ImportError, OSError) as cause:  # OSError: one of its libraries is missing
                 raise EngineError(f"tensorrt can't be loaded: {cause}") from cause
             key = PlanKey(
-                graph_sha256=file_sha256(self._artefacts.graph()),
+                graph_sha256=file_sha256(self._graph()),
                 tensorrt=str(tensorrt.__version__),
                 gpu=memory.device,
                 precision=self._precision,

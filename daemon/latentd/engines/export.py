@@ -17,24 +17,25 @@ from latentd.vision.probe import probe_images
 if TYPE_CHECKING:
     from latentd.vision.vit import Vit
 
-EXPORTER_VERSION = 1
+EXPORTER_VERSION = 2
 """Part of the cache key: change it whenever the exported graph would come out different."""
 OPSET = 16  # TensorRT 8.5 has no LayerNormalization operator, which opset 17 would bring
 IR_VERSION = 8  # the newest that the ONNX Runtime builds for JetPack 5 read
 
 
-def export(vit: Vit, spec: StageSpec, path: Path) -> None:
+def export(vit: Vit, spec: StageSpec, path: Path, whole: bool = False) -> None:
     """Write the graph: `pixels` float32 (B, 3, S, S) in 0..255 -> `features` (B, m*D), `tokens` (B, N, D); only B is dynamic.
 
-    Normalisation is inside; the input is float because TensorRT 8.5 can't cast from uint8. Raises EngineError where onnx is missing or the
-    exporter fails, OSError where the file can't be written.
+    whole: every block gives all its tokens, though nobody takes the last one's (`Vit.frozen`). Normalisation is inside; the input is float
+    because TensorRT 8.5 can't cast from uint8. Raises EngineError where onnx is missing or the exporter fails, OSError where the file can't
+    be written.
     """
     try:
         import onnx
     except ImportError as cause:
         raise EngineError("exporting the graph needs the onnx package", hint="python -m pip install onnx") from cause
     try:
-        _trace(vit, spec, path)
+        _trace(vit, spec, path, whole)
         model = onnx.load(str(path))
         model.ir_version = IR_VERSION
         model.producer_name, model.producer_version = "latentd", str(EXPORTER_VERSION)
@@ -49,7 +50,7 @@ def export(vit: Vit, spec: StageSpec, path: Path) -> None:
         raise EngineError(f"{spec.backbone_name} could not be exported to ONNX: {cause}") from cause
 
 
-def _trace(vit: Vit, spec: StageSpec, path: Path) -> None:
+def _trace(vit: Vit, spec: StageSpec, path: Path, whole: bool) -> None:
     import torch
 
     example = torch.from_numpy(probe_images(spec.image_size)[:2].transpose(0, 3, 1, 2).astype(np.float32))
@@ -57,7 +58,7 @@ def _trace(vit: Vit, spec: StageSpec, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         _silence_exporter()
         torch.onnx.export(
-            _frozen_module(vit, spec),
+            _frozen_module(vit, spec, whole),
             (example,),
             str(path),
             input_names=["pixels"],
@@ -68,7 +69,7 @@ def _trace(vit: Vit, spec: StageSpec, path: Path) -> None:
         )
 
 
-def _frozen_module(vit: Vit, spec: StageSpec) -> Any:
+def _frozen_module(vit: Vit, spec: StageSpec, whole: bool) -> Any:
     from torch import Tensor, nn
 
     from latentd.vision.vit import normalised
@@ -81,7 +82,7 @@ def _frozen_module(vit: Vit, spec: StageSpec) -> Any:
             self.vit = vit
 
         def forward(self, pixels: Tensor) -> Any:
-            return self.vit.frozen(normalised(pixels, vit.shape), spec.split, spec.class_tokens)
+            return self.vit.frozen(normalised(pixels, vit.shape), spec.split, spec.class_tokens, whole)
 
     return Frozen().eval()
 

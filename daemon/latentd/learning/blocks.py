@@ -111,7 +111,7 @@ class UpperBlocks(nn.Module):
         for block in self.blocks[:-1]:
             tokens = block(tokens)
             seen.append(tokens[:, :1])
-        seen.append(cast(Block, self.blocks[-1]).class_token(tokens))
+        seen.append(self.blocks[-1](tokens, 1))
         class_tokens = self.norm(torch.cat(seen, dim=1))  # (B, K, D)
         return torch.cat([class_tokens.flatten(1), self.norm(tokens[:, self.lead :]).mean(dim=1)], dim=1)  # (B, F)
 

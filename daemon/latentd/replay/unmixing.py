@@ -38,7 +38,8 @@ class Unmixing:
     def fields(self, packed: Bytes, bits: int) -> Fields:
         """(R, bytes) of whole groups of fields -> (R, fields): their places in the table."""
         found = self._readers[bits].fields(packed).reshape(len(packed), -1)
-        return np.add(found, self._first[bits], dtype=np.uint16)
+        places: Fields = np.add(found, self._first[bits], dtype=np.uint16)
+        return places
 
     def levels(self, fields: Fields, order: Places, out: Floats) -> None:
         """Fields (R, T, D / 4) as tokens, transformed back, into the tokens `order` (T,) of out (R, N, D), which must be contiguous."""

@@ -37,19 +37,19 @@ class Block(nn.Module):
         for name in ("scale1", "scale2"):
             self.register_parameter(name, nn.Parameter(torch.ones(width)) if shape.layer_scale else None)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.perceive(self.attended(tokens, self.mix(tokens)))
+    def forward(self, tokens: Tensor, asking: Optional[int] = None) -> Tensor:
+        """asking: how many tokens, from the first, go on, (B, asking, D): the class token alone takes a quarter of the work. None: all."""
+        staying = tokens if asking is None else tokens[:, :asking]
+        return self.perceive(self.attended(staying, self.mix(tokens, asking)))
 
-    def class_token(self, tokens: Tensor) -> Tensor:
-        """The first of the tokens that `forward` gives, for a quarter of its work: (B, N, D) -> (B, 1, D)."""
-        query, key, value = self.heads_of(tokens)
-        mixed = F.scaled_dot_product_attention(query[:, :, :1], key, value)  # (B, H, 1, E)
-        return self.perceive(self.attended(tokens[:, :1], mixed.transpose(1, 2).reshape(-1, 1, self.heads * self.head_width)))
+    def mix(self, tokens: Tensor, asking: Optional[int] = None) -> Tensor:
+        """Multi-head self-attention up to its projection: what the heads give, side by side, (B, N, D) -> (B, N, H*E).
 
-    def mix(self, tokens: Tensor) -> Tensor:
-        """Multi-head self-attention up to its projection: what the heads give, side by side, (B, N, D) -> (B, N, H*E)."""
-        count = int(tokens.shape[1])
+        asking: how many tokens, from the first, get what they ask for, (B, asking, H*E). None: all of them.
+        """
+        count = int(tokens.shape[1]) if asking is None else asking
         query, key, value = self.heads_of(tokens)
+        query = query if asking is None else query[:, :, :asking]
         if torch.onnx.is_in_onnx_export():
             # Spelled out: exporters differ in how they write the fused operator, and TensorRT 8.5 knows only these parts.
             weights = torch.softmax((query * self.head_width**-0.5) @ key.transpose(-2, -1), dim=-1)  # (B, H, N, N)
@@ -125,16 +125,19 @@ class Vit(nn.Module):
             tokens = self.blocks[index](tokens)
         return tokens
 
-    def frozen(self, pixels: Tensor, split: int, class_tokens: int) -> Tuple[Tensor, Tensor]:
+    def frozen(self, pixels: Tensor, split: int, class_tokens: int, whole: bool = False) -> Tuple[Tensor, Tensor]:
         """Normalised pixels (B, 3, S, S) -> features (B, class_tokens*D) and the raw tokens (B, N, D) after block `split`.
 
-        features: the class tokens of the last `class_tokens` blocks, each through the final norm, in block order. The whole depth runs.
+        features: the class tokens of the last `class_tokens` blocks, each through the final norm, in block order. The whole depth runs; the
+        last block gives its class token alone where it lies above the split. whole: it gives all its tokens, though nobody takes them.
         """
         depth = self.depth
         tokens = self.embed(pixels)
         cut, heads = tokens, []
         for index in range(depth):
-            tokens = self.blocks[index](tokens)
+            block = self.blocks[index]
+            alone = split <= index == depth - 1 and not whole
+            tokens = block(tokens, 1 if alone else None)
             cut = tokens if index + 1 == split else cut
             if index + class_tokens >= depth:
                 heads.append(tokens[:, :1])  # (B, 1, D)
