@@ -194,7 +194,7 @@ def test_an_answer_of_another_shape_does_not_pass(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_onnx_runtime_refuses_makes_it_unavailable_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentd.engines.artefacts.export", lambda vit, spec, path: path.write_bytes(b"no graph" * 9))
+    monkeypatch.setattr("latentd.engines.artefacts.export", lambda vit, spec, path, whole: path.write_bytes(b"no graph" * 9))
     choice = chosen(tmp_path)
     assert choice.stage.name == "eager-cpu"
     assert choice.attempts[1].state == "unavailable"
