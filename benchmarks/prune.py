@@ -78,9 +78,7 @@ def main() -> int:
     arguments = parser.parse_args()
     settings = config.load(os.environ, {})
     base = checkpoints.pull(settings.cache_dir, progress=console.print)
-    exam = (
-        _objects50(settings, arguments.images, arguments.validation) if arguments.data == "objects50" else _elpv(settings, arguments.images)
-    )
+    exam = (_objects50 if arguments.data == "objects50" else _elpv)(settings, arguments.images)
     counts = {name: len(getattr(exam, name).pixels) for name in ("shown", "taught", "validation", "test")}
     console.print(f"{arguments.data}: {counts} images")
     with tempfile.TemporaryDirectory() as scratch:
@@ -222,16 +220,14 @@ def _features(stage: FrozenStage, pixels: NDArray[np.uint8]) -> NDArray[np.float
         return np.concatenate(list(pool.map(encode, range(0, len(pixels), BATCH))))
 
 
-def _objects50(settings: config.Config, images: int, choosing: bool) -> Exam:
-    """Frames of the standard stream, evenly over sessions and objects: a session is in one part only. Shown is what is taught: the
-    validation sessions too, unless choosing."""
+def _objects50(settings: config.Config, images: int) -> Exam:
+    """Frames of the standard stream, evenly over sessions and objects: a session is in one part only; shown ones are taught too."""
     frames = objects50.frames(settings.cache_dir)
     apart = (*objects50.TEST_SESSIONS, *objects50.VALIDATION_SESSIONS)
     learned = [session for session in objects50.SESSIONS if session not in apart]
-    shows = learned if choosing else [session for session in objects50.SESSIONS if session not in objects50.TEST_SESSIONS]
-    each = max(1, images // (len(shows) * len(frames)))
+    each = max(1, images // (len(learned) * len(frames)))
     parts = (
-        (shows, each),
+        (learned, each),
         (learned, TAUGHT_FRAMES),
         (objects50.VALIDATION_SESSIONS, objects50.FRAMES),
         (objects50.TEST_SESSIONS, objects50.FRAMES),
