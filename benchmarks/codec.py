@@ -276,8 +276,8 @@ def _markdown(result: Dict[str, Any]) -> str:
 def _said(step: Dict[str, Any]) -> str:
     return (
         f"One thread, {step['settings']}: gather and decode take {100 * step['read_share']:.1f} % of a training step "
-        f"({step['read_ms']:.1f} of {step['step_ms']:.0f} ms) where that has its latents already, "
-        f"{100 * step['read_share_of_whole']:.1f} % of one that reads for itself; and the step takes {step['against_bare']:.3f} times the "
+        f"({step['read_ms']:.1f} of {step['step_ms']:.0f} ms) where that has its latents already, and decoding "
+        f"{100 * step['read_share_of_whole']:.1f} % of one that reads for itself; the step takes {step['against_bare']:.3f} times the "
         f"same one in bare PyTorch ({step['bare_step_ms']:.0f} ms); medians of {step['rounds']} rounds in which they take turns."
     )
 
