@@ -33,11 +33,11 @@ def test_features_are_the_class_tokens_of_the_last_blocks_through_the_final_norm
     assert torch.equal(tokens, after[0])
 
 
-@pytest.mark.parametrize("asking", [1, 3, 37])
-def test_a_block_gives_the_tokens_that_ask_what_it_gives_them_among_all(asking: int) -> None:
+@pytest.mark.parametrize("queries", [1, 3, 37])
+def test_a_block_gives_the_first_tokens_alone_what_it_gives_them_among_all(queries: int) -> None:
     module = tiny.vit()
     tokens = module.embed(torch.from_numpy(tiny.normalised(2, module.shape)))
-    torch.testing.assert_close(module.blocks[0](tokens, asking), module.blocks[0](tokens)[:, :asking])
+    torch.testing.assert_close(module.blocks[0](tokens, queries), module.blocks[0](tokens)[:, :queries])
 
 
 def test_tokens_at_full_depth_are_not_normalised() -> None:

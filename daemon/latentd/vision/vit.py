@@ -37,19 +37,19 @@ class Block(nn.Module):
         for name in ("scale1", "scale2"):
             self.register_parameter(name, nn.Parameter(torch.ones(width)) if shape.layer_scale else None)
 
-    def forward(self, tokens: Tensor, asking: Optional[int] = None) -> Tensor:
-        """asking: how many tokens, from the first, go on, (B, asking, D): the class token alone takes a quarter of the work. None: all."""
-        staying = tokens if asking is None else tokens[:, :asking]
-        return self.perceive(self.attended(staying, self.mix(tokens, asking)))
+    def forward(self, tokens: Tensor, queries: Optional[int] = None) -> Tensor:
+        """queries: how many tokens, from the first, go on, (B, queries, D): the class token alone is a quarter of the work. None: all."""
+        staying = tokens if queries is None else tokens[:, :queries]
+        return self.perceive(self.attended(staying, self.mix(tokens, queries)))
 
-    def mix(self, tokens: Tensor, asking: Optional[int] = None) -> Tensor:
+    def mix(self, tokens: Tensor, queries: Optional[int] = None) -> Tensor:
         """Multi-head self-attention up to its projection: what the heads give, side by side, (B, N, D) -> (B, N, H*E).
 
-        asking: how many tokens, from the first, get what they ask for, (B, asking, H*E). None: all of them.
+        queries: how many tokens, from the first, query the others, (B, queries, H*E). None: all of them.
         """
-        count = int(tokens.shape[1]) if asking is None else asking
+        count = int(tokens.shape[1]) if queries is None else queries
         query, key, value = self.heads_of(tokens)
-        query = query if asking is None else query[:, :, :asking]
+        query = query if queries is None else query[:, :, :queries]
         if torch.onnx.is_in_onnx_export():
             # Spelled out: exporters differ in how they write the fused operator, and TensorRT 8.5 knows only these parts.
             weights = torch.softmax((query * self.head_width**-0.5) @ key.transpose(-2, -1), dim=-1)  # (B, H, N, N)
