@@ -28,12 +28,13 @@ import latents50
 import objects50
 from latentd import config
 from latentd.learning.adapted import Adapted
-from latentd.learning.blocks import UpperBlocks, parameter_bytes, widened_bytes
+from latentd.learning.blocks import UpperBlocks, parameter_bytes
+from latentd.learning.layers import widened_bytes
 from latentd.learning.sleep import SleepSettings
 from latentd.learning.trainer import Trainer, TrainerSettings
 from latentd.replay.latents import LatentCodec, TokenPool, make_latent_codec
 from latentd.replay.records import Entry, sample_id_of
-from latentd.service.memory_plan import forward_bytes
+from latentd.service.memory_plan import class_token_bytes, forward_bytes
 from latentd.vision import checkpoints
 
 # All of learning in 64 MB; chosen on order 0 of the validation sessions (docs/learning.md says what else was tried).
@@ -106,7 +107,9 @@ def _run(job: Tuple[config.Config, str, int, Sequence[int], Sequence[int]]) -> D
     own, tokens = (learn.codec, learn.codec_kind), (pool.tokens, shape.width)
     codec = make_latent_codec(learn.token_codec, learn.token_codec_kind, features, tokens, learn.seed, pool=pool, features_as=own)
     base = UpperBlocks.load(backbone, settings.backbone.split)
-    inside = forward_bytes(shape, settings.backbone.split, pool.tokens)
+    inside = class_token_bytes(shape, pool.tokens)
+    if settings.backbone.split < shape.depth - 1:
+        inside = forward_bytes(shape, settings.backbone.split, pool.tokens)
     run = Run(stream, codec, base, settings, order, taught, held, inside).go()
     return {**run, "latents": str(codec), "bytes_a_latent": codec.code_bytes}
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import latentd.learning.blocks
+import latentd.learning.layers
 import tiny
-from latentd.learning.blocks import HalfLinear, RankedBlocks, UpperBlocks, parameter_bytes, widened_bytes
+from latentd.learning.blocks import RankedBlocks, UpperBlocks, parameter_bytes
+from latentd.learning.layers import HalfLinear, widened_bytes
 
 SPLIT = 1
 
@@ -92,7 +93,7 @@ def test_a_half_layer_gives_the_gradient_of_a_whole_one() -> None:
 def test_the_room_keeps_what_fits_and_one_more_and_is_given_back(
     base: UpperBlocks, monkeypatch: pytest.MonkeyPatch, room_bytes: int
 ) -> None:
-    monkeypatch.setattr(latentd.learning.blocks, "ROOM_BYTES", room_bytes)
+    monkeypatch.setattr(latentd.learning.layers, "ROOM_BYTES", room_bytes)
     blocks, answers = (RankedBlocks(base, 4, seed=0) for _ in range(2))
     serving = answers.frozen().requires_grad_(True)
     for module in (blocks, serving):

@@ -6,88 +6,23 @@ through the final norm. Owned by the learner thread; `RankedBlocks.frozen` gives
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, cast
+from typing import Dict, Iterator, List, Optional, Tuple, Union, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from latentd.engines.torch_queue import TorchQueue
+from latentd.learning.layers import HalfLinear, Ranked, Widened
 from latentd.vision.checkpoints import Backbone, read_weights
 from latentd.vision.shape import VitShape
 from latentd.vision.vit import Block
 
 _LAYERS = ("qkv", "proj", "fc1", "fc2")
 _NORMS = ("norm1", "norm2")
-ROOM_BYTES = 8 << 20  # of widened matrices while blocks learn: those of one block of a ViT-S
-
-
-class Widened:
-    """Room for matrices of half precision at full width, for the training steps of one thread.
-
-    The first ones that fit into ROOM_BYTES stay until `clear`; the others come one after the other into one more place. So a block of a
-    ViT-S is widened once a sleep instead of twice a micro-batch. None of the matrices may change meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self._kept: Dict[int, Tuple[Tensor, Tensor]] = {}  # by identity of the matrix, which therefore must stay alive
-        self._passing: Optional[Tuple[Tensor, Tensor]] = None
-
-    def of(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """The matrix, valid until another is asked for."""
-        known = self._kept.get(id(weight))
-        if known is not None:
-            return known[1]
-        if self._passing is not None and self._passing[0] is weight:  # the way back begins with what the way forth ended with
-            return self._passing[1]
-        if self.size_bytes + 4 * weight.numel() <= ROOM_BYTES and self._passing is None:
-            self._kept[id(weight)] = (weight, weight.to(dtype))
-            return self._kept[id(weight)][1]
-        self._passing = None  # its memory is free before the next one needs as much
-        self._passing = (weight, weight.to(dtype))
-        return self._passing[1]
-
-    @property
-    def size_bytes(self) -> int:
-        there = [*self._kept.values(), *([self._passing] if self._passing else [])]
-        return sum(wide.numel() * wide.element_size() for _, wide in there)
-
-    def clear(self) -> None:
-        """Gives the room back until it is needed again."""
-        self._kept, self._passing = {}, None
-
-
-class _Product(torch.autograd.Function):
-    """tokens (T, I) @ weight' + bias with a weight (O, I) kept in half precision. Without a room one is whole at a time, even backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, weight: Tensor, bias: Tensor, room: Optional[Widened]) -> Tensor:
-        ctx.weight, ctx.room = weight, room
-        return torch.addmm(bias, tokens, _wide(weight, tokens.dtype, room).t())
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None, None, None]:
-        return gradient @ _wide(ctx.weight, gradient.dtype, ctx.room), None, None, None
-
-
-def _wide(weight: Tensor, dtype: torch.dtype, room: Optional[Widened]) -> Tensor:
-    return weight.to(dtype) if room is None else room.of(weight, dtype)
-
-
-class HalfLinear(nn.Module):
-    """A pretrained linear layer that never learns: half the bytes, and products in the precision of what comes in."""
-
-    def __init__(self, inward: int, outward: int) -> None:
-        super().__init__()
-        self.in_features, self.out_features = inward, outward
-        self.weight = nn.Parameter(torch.zeros(outward, inward, dtype=torch.float16), requires_grad=False)
-        self.bias = nn.Parameter(torch.zeros(outward), requires_grad=False)
-
-    def forward(self, tokens: Tensor, room: Optional[Widened] = None) -> Tensor:
-        """(..., I) -> (..., O). room: the caller's, where it has one to widen the matrix in."""
-        product: Tensor = _Product.apply(tokens.reshape(-1, self.in_features), self.weight, self.bias, room)  # type: ignore[no-untyped-call]
-        return product.view(*tokens.shape[:-1], self.out_features)
+_QUERY, _KEY, _VALUE = range(3)
 
 
 class UpperBlocks(nn.Module):
@@ -111,9 +46,11 @@ class UpperBlocks(nn.Module):
         for block in self.blocks[:-1]:
             tokens = block(tokens)
             seen.append(tokens[:, :1])
-        seen.append(self.blocks[-1](tokens, 1))
+        even = F.layer_norm(tokens, tokens.shape[-1:], eps=self.norm.eps)  # (B, N, D): what every norm of them begins with
+        seen.append(_class_token(cast(Block, self.blocks[-1]), tokens[:, :1], even))
         class_tokens = self.norm(torch.cat(seen, dim=1))  # (B, K, D)
-        return torch.cat([class_tokens.flatten(1), self.norm(tokens[:, self.lead :]).mean(dim=1)], dim=1)  # (B, F)
+        mean = even[:, self.lead :].mean(dim=1) * self.norm.weight + self.norm.bias  # (B, D)
+        return torch.cat([class_tokens.flatten(1), mean], dim=1)  # (B, F)
 
     def features(self, tokens: NDArray[np.float32], queue: Optional[TorchQueue] = None) -> NDArray[np.float32]:
         """(B, N, D) -> (B, F), without gradients; any thread. queue: the caller's, on the device that the blocks are on; None: the CPU."""
@@ -133,26 +70,6 @@ class UpperBlocks(nn.Module):
                     parts[1] = str(int(parts[1]) + split)
                 parameter.copy_(torch.from_numpy(np.array(weights[".".join(parts)])))
         return module.eval().requires_grad_(False)
-
-
-class _Ranked(nn.Module):
-    """A frozen linear layer plus the product of two thin matrices (Hu et al. 2021, LoRA), shared with nobody.
-
-    room: where the frozen matrix is widened; None where any thread may call.
-    """
-
-    def __init__(self, linear: HalfLinear, rank: int, generator: torch.Generator, room: Widened) -> None:
-        super().__init__()
-        self.linear, self.room = linear, cast(Optional[Widened], room)
-        device = linear.weight.device
-        inward = torch.randn(linear.in_features, rank, generator=generator) / linear.in_features**0.5
-        self.inward = nn.Parameter(inward.to(device))  # from the CPU's generator: the same wherever it learns
-        self.outward = nn.Parameter(torch.zeros(rank, linear.out_features, device=device))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        rows = tokens.reshape(-1, self.linear.in_features)  # (T, I)
-        out = torch.addmm(self.linear(rows, self.room), rows @ self.inward, self.outward)
-        return out.view(*tokens.shape[:-1], self.linear.out_features)
 
 
 class RankedBlocks(UpperBlocks):
@@ -203,14 +120,22 @@ class RankedBlocks(UpperBlocks):
                 parameter.copy_(torch.from_numpy(arrays[name].copy()))
 
 
-def widened_bytes(sizes: Sequence[int]) -> int:
-    """Bytes that training takes to widen matrices of so many numbers each, in the order of a pass: what `Widened` comes to."""
-    kept = 0
-    for place, size in enumerate(sizes):
-        if kept + 4 * size > ROOM_BYTES:
-            return kept + 4 * max(sizes[place:])
-        kept += 4 * size
-    return kept
+def _class_token(block: Block, first: Tensor, even: Tensor) -> Tensor:
+    """What a block makes of the class token alone, (B, 1, D), without the keys and values of the others: a seventh of the work or less.
+
+    A score query . (K token) is (K' query) . token, and a sum of values is V times the sum of tokens; so the matrices of keys and values
+    meet one vector a head instead of every token. What a bias adds to keys adds the same to all scores of a query: softmax takes it out.
+
+    first: (B, 1, D) the class token as it comes. even: (B, N, D) all tokens through norm1 but for its scale and shift.
+    """
+    layer, norm, heads = cast(Union[HalfLinear, Ranked], block.qkv), block.norm1, block.heads
+    own = norm.bias + even[:, 0] * norm.weight  # (B, D)
+    query = layer.by_head(own.expand(heads, -1, -1), _QUERY) + layer.bias_by_head(_QUERY, heads)  # (H, B, E)
+    sought = layer.by_head(query * block.head_width**-0.5, _KEY, turned=True) * norm.weight  # (H, B, D)
+    weights = torch.softmax(sought.transpose(0, 1) @ even.transpose(1, 2), dim=-1)  # (B, H, N)
+    found = (weights @ even).transpose(0, 1) * norm.weight + norm.bias  # (H, B, D)
+    mixed = layer.by_head(found, _VALUE) + layer.bias_by_head(_VALUE, heads)  # (H, B, E)
+    return block.perceive(block.attended(first, mixed.permute(1, 0, 2).flatten(1)[:, None]))
 
 
 def parameter_bytes(modules: List[UpperBlocks]) -> int:
@@ -229,7 +154,7 @@ def _halved(block: Block) -> Block:
 def _ranked(block: Block, rank: int, generator: torch.Generator, room: Widened) -> Block:
     twin = _twin(block)
     for name in _LAYERS:
-        setattr(twin, name, _Ranked(getattr(block, name), rank, generator, room))
+        setattr(twin, name, Ranked(getattr(block, name), rank, generator, room))
     return twin
 
 
@@ -237,7 +162,7 @@ def _copied(block: Block) -> Block:
     twin = _twin(block)
     for name in _LAYERS:
         ranked = getattr(block, name)
-        copy = _Ranked.__new__(_Ranked)
+        copy = Ranked.__new__(Ranked)
         nn.Module.__init__(copy)
         copy.linear, copy.room = ranked.linear, None
         copy.inward, copy.outward = (nn.Parameter(getattr(ranked, part).detach().clone()) for part in ("inward", "outward"))

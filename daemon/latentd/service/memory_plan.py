@@ -14,7 +14,7 @@ import numpy as np
 
 from latentd.config import BackboneConfig, Config, EngineConfig
 from latentd.engines.stage import FrozenStage, StageSpec, stage_spec
-from latentd.learning.blocks import widened_bytes
+from latentd.learning.layers import widened_bytes
 from latentd.learning.restraint import LEARN, SLEEP
 from latentd.replay.duplicates import SKETCH_BITS
 from latentd.replay.latents import LatentCodec
@@ -154,6 +154,11 @@ def backward_bytes(shape: VitShape, index: int, tokens: int, rank: int) -> int:
     return FP32 * tokens * a_token
 
 
+def class_token_bytes(shape: VitShape, tokens: int) -> int:
+    """Of one latent in the last block above a split, there or back: its tokens, the same normalised, and the class token's weights."""
+    return FP32 * tokens * (2 * shape.width + 4 * shape.heads[-1])
+
+
 def int8_bytes(shape: VitShape) -> int:
     """Of the whole stage where the matrices of its blocks are INT8, with a scale a column, and the rest is float32."""
     sizes = canonical_shapes(shape)
@@ -181,13 +186,10 @@ def _blocks(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec
     of AdamW and activations.
     """
     assert codec.tokens is not None, "only stored tokens can be learned from"
-    learned, tokens, above = (
-        learned_bytes(shape, spec.split, config.learn.sleep_rank),
-        codec.tokens.spec.tokens,
-        range(spec.split, shape.depth),
-    )
-    kept = config.learn.microbatch * sum(backward_bytes(shape, index, tokens, config.learn.sleep_rank) for index in above)
-    refit = config.learn.microbatch * max(forward_bytes(shape, index, tokens) for index in above)
+    learned, tokens = learned_bytes(shape, spec.split, config.learn.sleep_rank), codec.tokens.spec.tokens
+    whole, last = range(spec.split, shape.depth - 1), class_token_bytes(shape, tokens)
+    kept = config.learn.microbatch * (last + sum(backward_bytes(shape, index, tokens, config.learn.sleep_rank) for index in whole))
+    refit = config.learn.microbatch * max(last, *(forward_bytes(shape, index, tokens) for index in whole), 0)
     optimizer = 3 * (learned + CLASSES * (shape.depth - spec.split + 1) * shape.width * FP32)
     return [
         Part("blocks that learn", upper_bytes(shape, spec.split) + 2 * learned, "always", "counted"),
