@@ -48,7 +48,7 @@ PROFILE = {
     "learn.sleep_growth": 1.0,
     "learn.sleep_epochs": 4.0,
     "learn.sleep_rate": 5e-4,
-    "learn.microbatch": 1,
+    "learn.microbatch": 4,
 }
 console = Console()
 ASKED_STEP = 3  # along the stream every third frame of a video is asked; at its end all are
