@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from typing import Any, Callable, Dict, List, Tuple, cast
+from typing import Any, Callable, Dict, List, Optional, Tuple, cast
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Decoded(LatentCodec):
         super().__init__(codec.features, codec.tokens)
         self._at_hand = tokens
 
-    def decode_tokens(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def decode_tokens(self, codes: NDArray[np.uint8], turned: bool = False) -> NDArray[np.float32]:
         return self._at_hand[: len(codes)]
 
 
@@ -76,7 +76,8 @@ class PlainBlocks(RankedBlocks):
                 linear = getattr(block, name).linear
                 setattr(block, name, Plain(linear.in_features, linear.out_features, rank))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, basis: Optional[Tensor] = None) -> Tensor:
+        assert basis is None, "nobody turns tokens but latentd"
         seen: List[Tensor] = []
         for block in self.blocks[:-1]:
             tokens = block(tokens)
@@ -144,7 +145,7 @@ def _reading(codec: LatentCodec, memory: ReplayMemory, learn: config.LearnConfig
     def read() -> None:
         codes, _ = memory.draw(learn.sleep_minibatch, rng)
         for start in range(0, len(codes), learn.microbatch):
-            codec.decode_tokens(codes[start : start + learn.microbatch])
+            codec.decode_tokens(codes[start : start + learn.microbatch], turned=True)
 
     return read
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import UpperBlocks
 from latentd.learning.snapshot import UNKNOWN, AdaptedHead
 from latentd.learning.trainer import Trainer, TrainerSettings
-from latentd.replay.latents import TokenPool
+from latentd.replay.latents import TokenPool, make_latent_codec
 from latentd.replay.memory import DOUBTED, ReplayMemory
 from latentd.replay.records import Entry, sample_id_of
 from sleepers import CODEC, POOL, SETTINGS, D, code, filled, held, latent, run
@@ -140,11 +140,11 @@ def starving(adapted: Adapted, most: int, after: int = 0) -> List[int]:
     tried: List[int] = []
     forward = adapted.blocks.forward
 
-    def pass_through(tokens: torch.Tensor) -> torch.Tensor:
+    def pass_through(tokens: torch.Tensor, basis: Optional[torch.Tensor] = None) -> torch.Tensor:
         tried.append(len(tokens))
         if len(tokens) > most and len(tried) > after:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return forward(tokens)
+        return forward(tokens, basis)
 
     blocks = adapted.blocks
     blocks.forward = pass_through  # type: ignore[method-assign]
@@ -174,6 +174,27 @@ def test_where_memory_is_out_in_the_middle_of_a_step_it_begins_again_with_half_a
     assert len(found) == len(expected) > 2
     for one, other in zip(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_sleep_over_turned_tokens_is_the_same_sleep(tmp_path: Path) -> None:
+    base = UpperBlocks.load(tiny.backbone(tmp_path), 2)
+    codec = make_latent_codec("int4", "spatial", (2, D), (POOL.tokens, D), pool=POOL)
+    memory = ReplayMemory(str(codec), codec.code_bytes, 1 << 22, seed=0)
+    for number in range(48):
+        memory.admit(f"s{number:08d}", number % 2, code(number % 2, number, codec))
+    asked = [code(number % 2, 1000 + number, codec) for number in range(8)]
+    turned, straight = Adapted(base, codec, SETTINGS), Adapted(base, codec, SETTINGS)
+    assert turned._basis is not None
+    straight._basis = None
+    for adapted in (turned, straight):
+        run(adapted.sleep(memory, {}, 48))
+    assert turned.serving is not None
+    assert straight.serving is not None
+    found, expected = (adapted._features(adapted.serving, asked) for adapted in (turned, straight))  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.abs(found - turned._features(base, asked)).max() > 0.1, "nothing was learned"
+    for class_id in (0, 1):
+        np.testing.assert_allclose(turned.head().weight[:, class_id], straight.head().weight[:, class_id], atol=1e-3)
 
 
 def test_a_sleep_begins_with_the_pretrained_blocks_whatever_was_learned_before(base: UpperBlocks) -> None:
@@ -233,7 +254,7 @@ def test_a_step_that_fails_for_one_latent_fails_for_good(base: UpperBlocks) -> N
 def test_other_failures_are_not_tried_again(base: UpperBlocks, monkeypatch: pytest.MonkeyPatch) -> None:
     adapted = Adapted(base, CODEC, SETTINGS)
 
-    def broken(tokens: torch.Tensor) -> torch.Tensor:
+    def broken(*_: Any) -> torch.Tensor:
         raise RuntimeError("the shapes do not fit")
 
     blocks = adapted.blocks
@@ -249,10 +270,12 @@ def test_features_are_made_one_half_after_the_other_where_memory_is_out(base: Up
     codes = np.frombuffer(b"".join(code(0, number) for number in range(7)), np.uint8).reshape(7, -1)
     whole, features = adapted._through(base, codes), UpperBlocks.features
 
-    def short(blocks: UpperBlocks, tokens: NDArray[np.float32], queue: Optional[TorchQueue] = None) -> NDArray[np.float32]:
+    def short(
+        blocks: UpperBlocks, tokens: NDArray[np.float32], queue: Optional[TorchQueue] = None, basis: Optional[NDArray[np.float32]] = None
+    ) -> NDArray[np.float32]:
         if len(tokens) > 2:
             raise MemoryError
-        return features(blocks, tokens)
+        return features(blocks, tokens, queue, basis)
 
     monkeypatch.setattr(UpperBlocks, "features", short)
     np.testing.assert_allclose(adapted._through(base, codes), whole, atol=1e-5)

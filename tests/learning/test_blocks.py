@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import latentd.learning.layers
 import tiny
 from latentd.learning.blocks import RankedBlocks, UpperBlocks, parameter_bytes
 from latentd.learning.layers import HalfLinear, widened_bytes
+from latentd.replay.rotation import Rotation
+from latentd.vision.shape import VitShape
 
 SPLIT = 1
 
@@ -37,6 +40,62 @@ def test_pretrained_blocks_continue_what_the_whole_backbone_computes(base: Upper
     found = base.features(cut.numpy())
     assert found.shape == (2, base.features_width) == (2, 3 * 128)
     np.testing.assert_allclose(found, torch.cat(expected, dim=1).numpy(), atol=5e-3)  # the matrices are kept in half precision
+
+
+def pretrained(shape: VitShape, split: int) -> UpperBlocks:
+    blocks, weights = UpperBlocks(shape, split), dict(tiny.vit(shape).named_parameters())
+    with torch.no_grad():
+        for name, parameter in blocks.named_parameters():
+            first, _, rest = name.partition(".")
+            index, _, rest = rest.partition(".")
+            parameter.copy_(weights[f"blocks.{int(index) + split}.{rest}" if first == "blocks" else name])
+    return blocks.eval().requires_grad_(False)
+
+
+def learning(base: UpperBlocks) -> RankedBlocks:
+    """With a change in every matrix and norm."""
+    blocks = RankedBlocks(base, 4, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, parameter in blocks.learned():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return blocks
+
+
+def in_the_order_of_the_papers(blocks: UpperBlocks, tokens: torch.Tensor) -> torch.Tensor:
+    """Keys and values of every token, and attention to them."""
+    seen = []
+    for block in blocks.blocks[:-1]:
+        tokens = block(tokens)
+        seen.append(tokens[:, :1])
+    seen.append(blocks.blocks[-1](tokens)[:, :1])
+    class_tokens = blocks.norm(torch.cat(seen, dim=1)).flatten(1)
+    return torch.cat([class_tokens, blocks.norm(tokens[:, blocks.lead :]).mean(dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize(
+    "shape", [tiny.DINOV2, replace(tiny.TIMM, registers=2, swiglu=True, heads=(2, 2, 1))], ids=["dinov2", "registers, gated, pruned"]
+)
+def test_without_keys_and_values_the_last_block_gives_the_same_and_the_same_gradients(shape: VitShape, split: int) -> None:
+    blocks = learning(pretrained(shape, split))
+    tokens = torch.from_numpy(some_tokens(3)).requires_grad_()
+    for _ in range(2):  # the second pass finds the widened matrices there
+        inputs = [tokens, *(parameter for _, parameter in blocks.learned())]
+        found, expected = blocks(tokens), in_the_order_of_the_papers(blocks, tokens)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        towards = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+        for own, wanted in zip(torch.autograd.grad(found, inputs, towards), torch.autograd.grad(expected, inputs, towards)):
+            torch.testing.assert_close(own, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_tokens_in_another_basis_mean_the_same(split: int) -> None:
+    blocks = learning(pretrained(tiny.DINOV2, split)).frozen()
+    basis = Rotation(128, seed=3).back()
+    turned = some_tokens() @ basis.T
+    np.testing.assert_allclose(blocks.features(turned, basis=basis), blocks.features(some_tokens()), atol=1e-4)
+    assert blocks.reads_turned == (split == 2)
 
 
 def test_before_it_learns_the_low_rank_change_is_nothing(base: UpperBlocks) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Iterator, List, Optional
 
 import numpy as np
 import pytest
@@ -50,12 +50,12 @@ def room_for(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Limit:
     def limit(most: int) -> List[int]:
         tried: List[int] = []
 
-        def limited(self: UpperBlocks, tokens: torch.Tensor) -> torch.Tensor:
+        def limited(self: UpperBlocks, tokens: torch.Tensor, basis: Optional[torch.Tensor] = None) -> torch.Tensor:
             if fake_cuda.current is not None:
                 tried.append(len(tokens))
                 if len(tokens) > most:
                     raise RuntimeError(FULL)
-            return forward(self, tokens)
+            return forward(self, tokens, basis)
 
         monkeypatch.setattr(UpperBlocks, "forward", limited)
         return tried
@@ -87,9 +87,9 @@ def test_all_of_a_sleep_goes_through_the_learners_stream_and_every_step_is_compl
 ) -> None:
     forward, computed = UpperBlocks.forward, []
 
-    def seen(self: UpperBlocks, tokens: torch.Tensor) -> torch.Tensor:
+    def seen(self: UpperBlocks, tokens: torch.Tensor, basis: Optional[torch.Tensor] = None) -> torch.Tensor:
         computed.append(fake_cuda.current)
-        return forward(self, tokens)
+        return forward(self, tokens, basis)
 
     monkeypatch.setattr(UpperBlocks, "forward", seen)
     adapted = Adapted(base, CODEC, BRIEF, on_gpu)

@@ -138,6 +138,8 @@ def test_reading_in_groups_of_four_gives_what_reading_one_by_one_gives(bits: int
     expected = np.empty_like(turned)
     Spectrum(tokens).inverse(turned, np.ones((3, tokens, 1), np.float32), expected)
     np.testing.assert_allclose(codec.decode(codes), expected, atol=2e-5)
+    assert codec.basis is not None
+    np.testing.assert_allclose(codec.decode_turned(codes) @ codec.basis, expected, atol=2e-5)
 
 
 # --- errors ---

@@ -63,6 +63,7 @@ class Adapted:
         self._on_host = base
         self._base = self._place.taking(base)
         self._codec = codec
+        self._basis = codec.basis if base.reads_turned else None  # of the tokens as they are decoded
         self._settings = settings
         self.microbatch = settings.microbatch  # halved where memory does not suffice for as many
         self.sleeps = 0
@@ -246,10 +247,10 @@ class Adapted:
     def _accumulate(self, classifier: nn.Linear, codes: NDArray[np.uint8], target: NDArray[np.int64], of: int) -> None:
         """The gradient of one micro-batch, as its share of a mini-batch of `of` latents."""
         queue = self._place.queue
-        latents = self._codec.decode_tokens(codes)
+        latents, basis = self._decoded(codes), self._basis
         with queue.work():
             tokens, classes = queue.upload(latents), queue.upload(target)  # (b, N, D), (b,)
-            scores = classifier(self.blocks(tokens))  # (b, C)
+            scores = classifier(self.blocks(tokens, None if basis is None else queue.upload(basis)))  # (b, C)
             loss = functional.cross_entropy(scores, classes, label_smoothing=self._settings.label_smoothing, reduction="sum")
             (loss / of).backward()  # type: ignore[no-untyped-call]
 
@@ -292,17 +293,21 @@ class Adapted:
 
     def _through(self, blocks: UpperBlocks, codes: NDArray[np.uint8]) -> Features:
         """What these blocks give; fewer at once, and in the end on the CPU, where the device has no memory for it."""
-        tokens, queue = self._codec.decode_tokens(codes), self._place.queue
+        tokens, queue = self._decoded(codes), self._place.queue
         if next(blocks.parameters()).device.type != queue.device.type:  # the place has changed since the caller got them
-            return self._hosted(blocks).features(tokens)
+            return self._hosted(blocks).features(tokens, basis=self._basis)
         try:
-            parts = in_halves(lambda rows: blocks.features(rows, queue), tokens)
+            parts = in_halves(lambda rows: blocks.features(rows, queue, self._basis), tokens)
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
         except FAILURES as error:
             if not self._place.leaves(error):
                 raise
         self._go_on_host()
-        return self._hosted(blocks).features(tokens)
+        return self._hosted(blocks).features(tokens, basis=self._basis)
+
+    def _decoded(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The tokens, (B, N, D), in the basis that the blocks are told of."""
+        return self._codec.decode_tokens(codes, turned=self._basis is not None)
 
     def _fresh(self) -> RankedBlocks:
         with self._place.queue.work():

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from latentd.engines.torch_queue import TorchQueue
 from latentd.learning.layers import HalfLinear, Ranked, Widened
@@ -41,22 +40,30 @@ class UpperBlocks(nn.Module):
         self.blocks = nn.ModuleList(_halved(Block(shape, index)) for index in range(split, shape.depth))
         self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    @property
+    def reads_turned(self) -> bool:
+        """Whether `forward` gains where tokens come in another basis."""
+        return len(self.blocks) == 1
+
+    def forward(self, tokens: Tensor, basis: Optional[Tensor] = None) -> Tensor:
+        """basis: (D, D), where the tokens times it are what is meant."""
+        if basis is not None and not self.reads_turned:
+            tokens, basis = tokens @ basis, None
         seen: List[Tensor] = []
         for block in self.blocks[:-1]:
             tokens = block(tokens)
             seen.append(tokens[:, :1])
-        even = F.layer_norm(tokens, tokens.shape[-1:], eps=self.norm.eps)  # (B, N, D): what every norm of them begins with
-        seen.append(_class_token(cast(Block, self.blocks[-1]), tokens[:, :1], even))
-        class_tokens = self.norm(torch.cat(seen, dim=1))  # (B, K, D)
-        mean = even[:, self.lead :].mean(dim=1) * self.norm.weight + self.norm.bias  # (B, D)
-        return torch.cat([class_tokens.flatten(1), mean], dim=1)  # (B, F)
+        class_token, mean = _last(cast(Block, self.blocks[-1]), _Even(tokens, basis, self.norm.eps), self.lead)
+        class_tokens = self.norm(torch.cat([*seen, class_token], dim=1))  # (B, K, D)
+        return torch.cat([class_tokens.flatten(1), mean * self.norm.weight + self.norm.bias], dim=1)  # (B, F)
 
-    def features(self, tokens: NDArray[np.float32], queue: Optional[TorchQueue] = None) -> NDArray[np.float32]:
+    def features(
+        self, tokens: NDArray[np.float32], queue: Optional[TorchQueue] = None, basis: Optional[NDArray[np.float32]] = None
+    ) -> NDArray[np.float32]:
         """(B, N, D) -> (B, F), without gradients; any thread. queue: the caller's, on the device that the blocks are on; None: the CPU."""
         queue = queue or TorchQueue()
         with torch.inference_mode(), queue.work():
-            return queue.download(self(queue.upload(tokens)))
+            return queue.download(self(queue.upload(tokens), None if basis is None else queue.upload(basis)))
 
     @staticmethod
     def load(backbone: Backbone, split: int) -> UpperBlocks:
@@ -120,22 +127,60 @@ class RankedBlocks(UpperBlocks):
                 parameter.copy_(torch.from_numpy(arrays[name].copy()))
 
 
-def _class_token(block: Block, first: Tensor, even: Tensor) -> Tensor:
-    """What a block makes of the class token alone, (B, 1, D), without the keys and values of the others: a seventh of the work or less.
+class _Even:
+    """Tokens through a norm without its scale and shift, which are never written down: what is asked of them is asked of the tokens.
+
+    tokens: (B, N, D), of which `basis` (D, D), if there is one, makes what is meant.
+    """
+
+    def __init__(self, tokens: Tensor, basis: Optional[Tensor], eps: float) -> None:
+        self._tokens, self._basis = tokens, basis
+        width = tokens.shape[-1]
+        ones = tokens.new_ones(width) if basis is None else basis.sum(dim=1)
+        self._mean = tokens @ (ones / width)  # (B, N)
+        power = torch.linalg.vector_norm(tokens, dim=-1).square() / width
+        self._rate = ((power - self._mean.square()).clamp_min(0) + eps).rsqrt()  # (B, N)
+
+    def first(self) -> Tuple[Tensor, Tensor]:
+        """The class token as it came, and even: (B, D) each."""
+        came = self._turned_back(self._tokens[:, 0])
+        return came, (came - self._mean[:, :1]) * self._rate[:, :1]
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """(B, K, D) -> (B, K, N), of every vector with every token."""
+        turned = vectors if self._basis is None else vectors @ self._basis.t()
+        shift = vectors.sum(dim=-1, keepdim=True) * self._mean[:, None]
+        found: Tensor = (turned @ self._tokens.transpose(1, 2) - shift) * self._rate[:, None]
+        return found
+
+    def sums(self, weights: Tensor) -> Tensor:
+        """(B, K, N) -> (B, K, D), of the tokens times each row of weights."""
+        weights = weights * self._rate[:, None]
+        return self._turned_back(weights @ self._tokens) - (weights * self._mean[:, None]).sum(dim=-1, keepdim=True)
+
+    def _turned_back(self, values: Tensor) -> Tensor:
+        return values if self._basis is None else values @ self._basis
+
+
+def _last(block: Block, tokens: _Even, lead: int) -> Tuple[Tensor, Tensor]:
+    """What a block makes of the class token, (B, 1, D), and the mean even patch token that it got, (B, D), without the keys and values of
+    all tokens: a tenth of the work.
 
     A score query . (K token) is (K' query) . token, and a sum of values is V times the sum of tokens; so the matrices of keys and values
     meet one vector a head instead of every token. What a bias adds to keys adds the same to all scores of a query: softmax takes it out.
-
-    first: (B, 1, D) the class token as it comes. even: (B, N, D) all tokens through norm1 but for its scale and shift.
     """
     layer, norm, heads = cast(Union[HalfLinear, Ranked], block.qkv), block.norm1, block.heads
-    own = norm.bias + even[:, 0] * norm.weight  # (B, D)
+    came, even = tokens.first()  # (B, D) each
+    own = even * norm.weight + norm.bias
     query = layer.by_head(own.expand(heads, -1, -1), _QUERY) + layer.bias_by_head(_QUERY, heads)  # (H, B, E)
     sought = layer.by_head(query * block.head_width**-0.5, _KEY, turned=True) * norm.weight  # (H, B, D)
-    weights = torch.softmax(sought.transpose(0, 1) @ even.transpose(1, 2), dim=-1)  # (B, H, N)
-    found = (weights @ even).transpose(0, 1) * norm.weight + norm.bias  # (H, B, D)
+    weights = torch.softmax(tokens.products(sought.transpose(0, 1)), dim=-1)  # (B, H, N)
+    patches = torch.ones_like(weights[:, :1])
+    patches[:, :, :lead] = 0
+    sums = tokens.sums(torch.cat([weights, patches / (weights.shape[-1] - lead)], dim=1))  # (B, H + 1, D)
+    found = sums[:, :heads].transpose(0, 1) * norm.weight + norm.bias  # (H, B, D)
     mixed = layer.by_head(found, _VALUE) + layer.bias_by_head(_VALUE, heads)  # (H, B, E)
-    return block.perceive(block.attended(first, mixed.permute(1, 0, 2).flatten(1)[:, None]))
+    return block.perceive(block.attended(came[:, None], mixed.permute(1, 0, 2).flatten(1)[:, None])), sums[:, heads]
 
 
 def parameter_bytes(modules: List[UpperBlocks]) -> int:

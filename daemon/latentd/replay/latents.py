@@ -100,12 +100,19 @@ class LatentCodec:
         spec = self.features.spec
         return self.features.decode(codes[:, : self.features_bytes]).reshape(len(codes), spec.tokens * spec.width)
 
-    def decode_tokens(self, codes: Bytes) -> Floats:
-        """(B, code_bytes) -> (B, N, D) float32. Raises ValueError for another length, or where no tokens are stored."""
+    @property
+    def basis(self) -> Optional[Floats]:
+        """(D, D): what turned tokens are to be multiplied with. None: they are never turned."""
+        return self.tokens.basis if self.tokens else None
+
+    def decode_tokens(self, codes: Bytes, turned: bool = False) -> Floats:
+        """(B, code_bytes) -> (B, N, D) float32. turned: as they are stored, which is faster. Raises ValueError for another length, or
+        where no tokens are stored."""
         self._check(codes, (self.code_bytes,))
         if self.tokens is None:
             raise ValueError(f"{self} stores no tokens")
-        return self.tokens.decode(codes[:, self.features_bytes :])
+        stored = codes[:, self.features_bytes :]
+        return self.tokens.decode_turned(stored) if turned else self.tokens.decode(stored)
 
     def identity(self) -> Dict[str, Any]:
         """JSON-able facts: codes of two codecs mean the same if, and only if, these are equal."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ class ArrayCodec(ABC):
     """What all kinds share: checks, and the walk over a batch. Each sets code_bytes."""
 
     code_bytes: int
+    basis: Optional[Floats] = None
 
     def __init__(self, spec: CodecSpec, parameters: Floats) -> None:
         self.spec = spec
@@ -63,13 +64,19 @@ class ArrayCodec(ABC):
         return codes
 
     def decode(self, codes: Bytes) -> Floats:
+        return self._walk(codes, self._decode)
+
+    def decode_turned(self, codes: Bytes) -> Floats:
+        return self.decode(codes)
+
+    def _walk(self, codes: Bytes, decode: Callable[[Bytes, Floats], None]) -> Floats:
         spec = self.spec
         if codes.ndim != 2 or codes.shape[1] != self.code_bytes:
             raise ValueError(f"a code of {spec} has {self.code_bytes} bytes, not {codes.shape[1:]}")
         latents = np.empty((len(codes), spec.tokens, spec.width), np.float32)
         chunk = max(1, _CHUNK_VALUES // (spec.tokens * spec.width))
         for start in range(0, len(codes), chunk):
-            self._decode(np.ascontiguousarray(codes[start : start + chunk]), latents[start : start + chunk])
+            decode(np.ascontiguousarray(codes[start : start + chunk]), latents[start : start + chunk])
         return latents
 
     @abstractmethod

@@ -47,6 +47,12 @@ class Rotation:
         self.transform(rotated, out)
         np.multiply(out, self.signs, out=out)
 
+    def back(self) -> Floats:
+        """(D, D): rotated tokens times it are what they were."""
+        turned = np.empty((self.width, self.width), np.float32)
+        self.inverse(np.eye(self.width, dtype=np.float32), turned)
+        return turned
+
     def transform(self, tokens: Floats, out: Floats) -> None:
         """The Hadamard transform alone, which is its own inverse: (T, D) into out (T, D), which must be contiguous and not overlap."""
         inner, outer = len(self._inner), len(self._outer)

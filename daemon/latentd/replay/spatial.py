@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from typing import List, NamedTuple, Tuple
+from typing import List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,7 @@ class SpatialCodec(Quantizer):
         self._narrow = narrow if most else []  # fewer are faster in the way of the others
         self._wide = self._groups[: len(self._groups) - len(self._narrow)]
         self._unmixing = Unmixing(self._rotation.block) if most else None
+        self.basis = self._rotation.back()
         self.code_bytes = self._groups[-1].end + spec.tokens * SCALE.itemsize
 
     def _encode(self, latent: Floats, code: Bytes) -> None:
@@ -121,17 +122,38 @@ class SpatialCodec(Quantizer):
             code[group.start : group.end] = pack(values.reshape(1, -1), group.bits)[0]
         code[self._groups[-1].end :] = scale.reshape(-1).astype(SCALE).view(np.uint8)
 
+    def decode_turned(self, codes: Bytes) -> Floats:
+        return self._walk(codes, self._decode_turned)
+
+    def _decode_turned(self, codes: Bytes, latents: Floats) -> None:
+        spectra = np.empty_like(latents)
+        spectra[:, self._order] = self._read_levels(codes, self._groups)
+        self._spectrum.inverse(spectra, self._scales_of(codes), latents)
+
     def _decode(self, codes: Bytes, latents: Floats) -> None:
         """Scales wait for the cosine transform, where they cost nothing, and signs for the end: neither minds the order."""
-        scales = np.empty((*latents.shape[:2], 1), np.float32)
-        scales[:, self._order] = self._read_scales(codes)[0]
         spectra = np.empty_like(latents)
         if self._unmixing:
             self._read_narrow(self._unmixing, codes, spectra)
         if self._wide:
             self._read_wide(codes, spectra)
-        self._spectrum.inverse(spectra, scales, latents)
+        self._spectrum.inverse(spectra, self._scales_of(codes), latents)
         latents *= self._rotation.signs
+
+    def _scales_of(self, codes: Bytes) -> Floats:
+        """(R, N, 1), each at the place of its transformed token."""
+        scales = np.empty((len(codes), self.spec.tokens, 1), np.float32)
+        scales[:, self._order] = self._read_scales(codes)[0]
+        return scales
+
+    def _read_levels(self, codes: Bytes, groups: Sequence[_Group]) -> Floats:
+        """The tokens of these groups, which come one after the other, as they lie in a code: (R, tokens, D)."""
+        R, first = len(codes), groups[0].first
+        levels = np.empty((R, groups[-1].last - first, self.spec.width), np.float32)
+        for group in groups:
+            packed = np.ascontiguousarray(codes[:, group.start : group.end])
+            group.table.read(packed, levels[:, group.first - first : group.last - first].reshape(R, -1))
+        return levels
 
     def _read_narrow(self, unmixing: Unmixing, codes: Bytes, spectra: Floats) -> None:
         """Fills the tokens of few bits."""
@@ -142,14 +164,10 @@ class SpatialCodec(Quantizer):
 
     def _read_wide(self, codes: Bytes, spectra: Floats) -> None:
         """Fills the tokens of many bits, which come first in a code."""
-        R, D, count = len(codes), self.spec.width, self._wide[-1].last
-        mixed = np.empty((R, count, D), np.float32)
-        for group in self._wide:
-            packed = np.ascontiguousarray(codes[:, group.start : group.end])
-            group.table.read(packed, mixed[:, group.first : group.last].reshape(R, -1))
+        D, mixed = self.spec.width, self._read_levels(codes, self._wide)
         unmixed = np.empty_like(mixed)
         self._rotation.transform(mixed.reshape(-1, D), unmixed.reshape(-1, D))
-        spectra[:, self._order[:count]] = unmixed
+        spectra[:, self._order[: mixed.shape[1]]] = unmixed
 
 
 class _Group(NamedTuple):
