@@ -35,8 +35,8 @@ CUDA_BYTES = 1200 * MIB  # context, cuBLAS and cuDNN: 584 MiB of device memory a
 SAMPLE_BYTES = 200  # of a stored sample in the index of duplicates: sketch, number, place
 PIXEL_BYTES = 4  # of an image while it is decoded: RGBA at worst
 # What a training step took beyond what it keeps for its way back: gradients under way, and what the allocator does not give back. Growth of
-# the resident set with the default backbone and PyTorch 2.13: at split 9, 136 MiB for micro-batches of 4 and 406 for 16, where this plan says
-# 147 and 546; at split 11, 16 and 25, where it says 13 and 26.
+# the resident set with the default backbone and PyTorch 2.13: at split 9, 136 MiB for micro-batches of 4 and 406 for 16, where this plan
+# says 147 and 546; at split 11, 16 and 25, where it says 13 and 26.
 STEP_OVERHEAD = 1.5
 
 
