@@ -275,10 +275,10 @@ def _markdown(result: Dict[str, Any]) -> str:
 
 def _said(step: Dict[str, Any]) -> str:
     return (
-        f"One thread, {step['settings']}: gather and decode take {100 * step['read_share']:.1f} % of a training step "
-        f"({step['read_ms']:.1f} of {step['step_ms']:.0f} ms) where that has its latents already, and decoding "
-        f"{100 * step['read_share_of_whole']:.1f} % of one that reads for itself; the step takes {step['against_bare']:.3f} times the "
-        f"same one in bare PyTorch ({step['bare_step_ms']:.0f} ms); medians of {step['rounds']} rounds in which they take turns."
+        f"One thread, {step['settings']}: gather and decode take {100 * step['read_share_of_bare']:.1f} % of a training step in "
+        f"bare PyTorch ({step['read_ms']:.1f} of {step['bare_step_ms']:.0f} ms). The daemon's own takes {step['against_bare']:.3f} times "
+        f"as long as that ({step['step_ms']:.1f} ms, of which they are {100 * step['read_share']:.0f} %) with its latents at hand, and "
+        f"{step['whole_against_bare']:.3f} times where it reads them; medians of {step['rounds']} rounds in which they take turns."
     )
 
 
