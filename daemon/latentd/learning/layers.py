@@ -77,7 +77,8 @@ class _HeadProduct(torch.autograd.Function):
 
 def _heads_of(weight: Tensor, part: int, heads: int, turned: bool, dtype: torch.dtype, room: Optional[Widened]) -> Tensor:
     """Of a weight (3*H*E, D), queries' rows above keys' above values', one part: (H, D, E), or turned (H, E, D)."""
-    rows = _wide(weight, dtype, room).view(3, heads, -1, weight.shape[1])[part]
+    whole = weight if room is None else room.of(weight, dtype)
+    rows = whole.view(3, heads, -1, weight.shape[1])[part].to(dtype)
     return rows if turned else rows.transpose(1, 2)
 
 
