@@ -1,11 +1,12 @@
 """Reading a replay mini-batch beside the training step that it feeds, and that step beside the same one in bare PyTorch.
 
-    OMP_NUM_THREADS=1 python benchmarks/codec_step.py [--rounds 40]
+    OMP_NUM_THREADS=1 python benchmarks/codec_step.py [--rounds 40] [--split 11] [--microbatch 4]
 
-The settings are those of benchmarks/vitlr.py. In every round, on one thread, each of these runs once: drawing a mini-batch and decoding it
-micro-batch by micro-batch; the daemon's own training step (Adapted.sleep) on latents that are decoded already; the same step with float32
-matrices in torch.nn.Linear and its low-rank change written out; and the daemon's step that reads for itself, which finds less in the
-core's cache than reading alone. Prints JSON: medians in milliseconds, and medians of the rounds' ratios.
+Other settings are those of benchmarks/vitlr.py. In every round, on one thread, each of these runs once: drawing a mini-batch and decoding
+it micro-batch by micro-batch; the daemon's own training step (Adapted.sleep) on latents that are decoded already; the same step as the
+papers have it and anybody would write it, with float32 matrices in torch.nn.Linear and keys and values of every token; and the daemon's
+step that reads for itself, which finds less in the core's cache than reading alone. Prints JSON: medians in milliseconds, and medians of
+the rounds' ratios.
 Run by benchmarks/codec.py in a process of its own, because BLAS takes its number of threads from the environment.
 """
 
@@ -35,7 +36,6 @@ from latentd.replay.memory import ReplayMemory
 from latentd.replay.records import sample_id_of
 from latentd.vision import checkpoints
 
-SPLIT = 11
 CLASSES = 50
 STORED = 256  # latents in the memory: more than a core's cache holds
 LOT = 16  # of them different
@@ -90,22 +90,26 @@ class PlainBlocks(RankedBlocks):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40)
-    json.dump(measured(parser.parse_args().rounds), sys.stdout)
+    parser.add_argument("--split", type=int, default=11)
+    parser.add_argument("--microbatch", type=int, default=4)
+    arguments = parser.parse_args()
+    json.dump(measured(arguments.rounds, {"backbone.split": arguments.split, "learn.microbatch": arguments.microbatch}), sys.stdout)
     return 0
 
 
-def measured(rounds: int) -> Dict[str, Any]:
+def measured(rounds: int, chosen: Dict[str, int]) -> Dict[str, Any]:
     torch.set_num_threads(1)
-    settings = config.load(os.environ, {"backbone.split": SPLIT, **vitlr.PROFILE, "learn.sleep_epochs": 100.0})
+    settings = config.load(os.environ, {**vitlr.PROFILE, "learn.sleep_epochs": 100.0, **chosen})
+    split = settings.backbone.split
     backbone = checkpoints.find(settings.cache_dir, settings.backbone.name)
     learn, shape = settings.learn, backbone.shape
     count = shape.tokens(settings.backbone.image_size)
     features = (settings.backbone.class_tokens, shape.width)
     codec = make_latent_codec(learn.token_codec, learn.token_codec_kind, features, (count, shape.width), seed=learn.seed)
-    base = UpperBlocks.load(backbone, SPLIT)
+    base = UpperBlocks.load(backbone, split)
     memory, tokens = _filled(codec, (count, shape.width))
     calls = [
-        _reading(codec, memory, learn),
+        _reading(codec, memory, learn, base.reads_turned),
         _learning(Decoded(codec, tokens), memory, base, learn),
         _bare(base, tokens, learn),
         _learning(codec, memory, base, learn),
@@ -113,7 +117,7 @@ def measured(rounds: int) -> Dict[str, Any]:
     seconds: List[List[float]] = [_round(calls) for _ in range(WARM_UP + rounds)][WARM_UP:]
     reads, steps, bare, whole = (1e3 * statistics.median(column) for column in zip(*seconds))
     return {
-        "settings": f"split {SPLIT}, {codec.tokens.spec if codec.tokens else ''}, {count} x {shape.width} tokens, "
+        "settings": f"split {split}, {codec.tokens.spec if codec.tokens else ''}, {count} x {shape.width} tokens, "
         f"mini-batch {learn.sleep_minibatch}, micro-batch {learn.microbatch}",
         "rounds": rounds,
         "read_ms": reads,
@@ -139,13 +143,13 @@ def _filled(codec: LatentCodec, shape: Tuple[int, int]) -> Tuple[ReplayMemory, N
     return memory, tokens
 
 
-def _reading(codec: LatentCodec, memory: ReplayMemory, learn: config.LearnConfig) -> Callable[[], None]:
+def _reading(codec: LatentCodec, memory: ReplayMemory, learn: config.LearnConfig, turned: bool) -> Callable[[], None]:
     rng = np.random.default_rng(0)
 
     def read() -> None:
         codes, _ = memory.draw(learn.sleep_minibatch, rng)
         for start in range(0, len(codes), learn.microbatch):
-            codec.decode_tokens(codes[start : start + learn.microbatch], turned=True)
+            codec.decode_tokens(codes[start : start + learn.microbatch], turned)
 
     return read
 
