@@ -41,7 +41,7 @@ from latentd.vision import checkpoints
 PROFILE = {
     "backbone.class_tokens": 2,
     "learn.replay_bytes": 4_500_000,
-    "learn.token_bytes": 36_600_000,
+    "learn.token_bytes": 36_400_000,
     "learn.epochs": 0.0,
     "learn.holdout_every": 40,
     "learn.sleep_first": 500,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional
@@ -17,7 +19,7 @@ from latentd.config import Config, EnergyConfig, HttpConfig, LearnConfig, LogCon
 from latentd.engines.choose import Attempt, Choice
 from latentd.errors import ConfigError, EngineError, StateInUse
 from latentd.replay.records import NewSample
-from latentd.service import building, supervisor
+from latentd.service import building, late_heads, supervisor
 from latentd.service.listener import Listener
 from latentd.service.parts import Parts
 from latentd.service.supervisor import Daemon
@@ -297,6 +299,49 @@ def test_a_broken_configuration_keeps_the_old_one(running: Start, config: Config
     assert daemon.call("GET", "/livez").status_code == 200
     assert "unknown key lern.seed in config.toml (Did you mean learn.seed?)" in caplog.text
     assert daemon.daemon.config == config
+
+
+def test_who_never_ends_a_request_head_is_cut_off_and_nobody_else_is(
+    running: Start, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(late_heads, "HEAD_S", 0.4)
+    daemon = running(config)
+    host, port = daemon.url[7:].split(":")
+    address = (host, int(port))
+    image = picture(0)
+    head = (
+        f"POST /v1/classify HTTP/1.1\r\nHost: {daemon.url[7:]}\r\nContent-Type: image/png\r\nContent-Length: {len(image)}\r\n\r\n".encode()
+    )
+    with ExitStack() as open_ones, caplog.at_level(logging.INFO, "latentd"):
+        silent, dripping, again, whole = (open_ones.enter_context(socket.create_connection(address, WAIT_S)) for _ in range(4))
+        again.sendall(head + image)
+        assert again.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        again.sendall(head[:20])  # of its second request
+        whole.sendall(head + image[:-1])
+        stop = threading.Event()
+        dripper = threading.Thread(target=_drip, args=(dripping, stop))
+        dripper.start()
+        for late in (silent, dripping, again):
+            assert _is_closed(late)
+        stop.set()
+        dripper.join(WAIT_S)
+        whole.sendall(image[-1:])
+        assert whole.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    assert "no whole request head" in caplog.text
+
+
+def _drip(connection: socket.socket, stop: threading.Event) -> None:
+    """A head of many lines, a byte at a time."""
+    with suppress(OSError):
+        while not stop.wait(0.02):
+            connection.sendall(b"a")
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def test_the_service_manager_hears_of_the_whole_life(

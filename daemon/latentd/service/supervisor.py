@@ -22,7 +22,7 @@ import uvicorn
 
 from latentd.config import Config
 from latentd.errors import ConfigError, EngineError
-from latentd.service import logs, reloading
+from latentd.service import late_heads, logs, reloading
 from latentd.service.app import create_app
 from latentd.service.building import build, keep_totals
 from latentd.service.listener import Listener, adopt, bind
@@ -106,7 +106,12 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._leave)
             loop.add_signal_handler(signal.SIGHUP, self._leave if _has_terminal() else self.reload)
-        for_ever = (parts.readiness.probe_for_ever(), _keep_totals_for_ever(parts), vitals.watch_for_ever(lambda: server.started))
+        for_ever = (
+            parts.readiness.probe_for_ever(),
+            _keep_totals_for_ever(parts),
+            vitals.watch_for_ever(lambda: server.started),
+            late_heads.close_for_ever(lambda: list(server.server_state.connections)),
+        )
         tasks = [asyncio.ensure_future(task) for task in for_ever]
         try:
             await server.serve(sockets=[listener.socket])
@@ -150,9 +155,8 @@ class Daemon:
 class HttpServer(uvicorn.Server):
     """uvicorn with our signals, one line when it listens, and the address noted for the command line.
 
-    Slow clients: uvicorn closes an idle connection after KEEP_ALIVE_S, and a request body has http.body_timeout_s. For a request head
-    uvicorn has no time limit: 64 KiB and the connection limit bound it, which the Edge answers with 503 and uvicorn itself enforces a
-    little above.
+    Slow clients: uvicorn closes an idle connection after KEEP_ALIVE_S, a request body has http.body_timeout_s, and a request head 64 KiB
+    and late_heads.HEAD_S. The Edge answers 503 beyond the connection limit, and uvicorn itself a little above.
     """
 
     def __init__(self, parts: Parts, listener: Listener, folder: StateFolder) -> None:
