@@ -109,7 +109,7 @@ def measured(rounds: int, chosen: Dict[str, int]) -> Dict[str, Any]:
     base = UpperBlocks.load(backbone, split)
     memory, tokens = _filled(codec, (count, shape.width))
     calls = [
-        _reading(codec, memory, learn, base.reads_turned),
+        _reading(codec, memory, learn),
         _learning(Decoded(codec, tokens), memory, base, learn),
         _bare(base, tokens, learn),
         _learning(codec, memory, base, learn),
@@ -143,20 +143,20 @@ def _filled(codec: LatentCodec, shape: Tuple[int, int]) -> Tuple[ReplayMemory, N
     return memory, tokens
 
 
-def _reading(codec: LatentCodec, memory: ReplayMemory, learn: config.LearnConfig, turned: bool) -> Callable[[], None]:
+def _reading(codec: LatentCodec, memory: ReplayMemory, learn: config.LearnConfig) -> Callable[[], None]:
     rng = np.random.default_rng(0)
 
     def read() -> None:
         codes, _ = memory.draw(learn.sleep_minibatch, rng)
         for start in range(0, len(codes), learn.microbatch):
-            codec.decode_tokens(codes[start : start + learn.microbatch], turned)
+            codec.decode_tokens(codes[start : start + learn.microbatch], turned=True)
 
     return read
 
 
 def _learning(codec: LatentCodec, memory: ReplayMemory, base: UpperBlocks, learn: config.LearnConfig) -> Callable[[], None]:
     """As many of a sleep's micro-steps as a mini-batch has."""
-    sleep = Adapted(base, codec, SleepSettings.of(learn)).sleep(memory, {}, memory.used)
+    sleep = Adapted(base, codec, SleepSettings.of(learn, len(base.blocks))).sleep(memory, {}, memory.used)
 
     def step() -> None:
         for _ in range(0, learn.sleep_minibatch, learn.microbatch):

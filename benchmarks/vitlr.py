@@ -41,7 +41,7 @@ from latentd.vision import checkpoints
 PROFILE = {
     "backbone.class_tokens": 2,
     "learn.replay_bytes": 4_500_000,
-    "learn.token_bytes": 36_400_000,
+    "learn.token_bytes": 36_100_000,
     "learn.epochs": 0.0,
     "learn.holdout_every": 40,
     "learn.sleep_first": 500,
@@ -149,7 +149,7 @@ class Run:
         learn = settings.learn
         self._stream, self._codec, self._base, self._learn = stream, codec, base, learn
         self._order, self._taught, self._held = order, taught, held
-        self._adapted = Adapted(base, codec, SleepSettings.of(learn))
+        self._adapted = Adapted(base, codec, SleepSettings.of(learn, len(base.blocks)))
         self._forward_bytes = forward_bytes
         self._trainer = Trainer(codec, stream.width, TrainerSettings.of(learn), self._adapted)
         self._seen: Dict[int, int] = {}
@@ -244,11 +244,12 @@ class Run:
             "evidence": sum(array.nbytes for array in self._adapted.evidence.state().values()),
             "sums": sum(grams) + trainer.sums.sums.nbytes,
             "pretrained_blocks": parameter_bytes([self._base]),
+            "basis": 0 if self._codec.basis is None else self._codec.basis.nbytes,
             "learned_change": 2 * learned,  # what learns and what answers
         }
         times = {
             "training": 3 * learned + 4 * classifier + widened + self._activations(),  # gradient and two moments
-            "summing_again": grams[1] + self._learn.microbatch * self._forward_bytes,
+            "summing_again": grams[1] + self._adapted.microbatch * self._forward_bytes,
             "solving": max(grams),  # the copy that is factorised
             "doubting": 2 * grams[0],  # the sums of one half, and the copy that is factorised
         }
@@ -267,7 +268,7 @@ class Run:
 
         _, tokens = self._stream.video(0, self._taught[0])
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            answer = self._adapted.blocks(torch.from_numpy(tokens[: self._learn.microbatch]))
+            answer = self._adapted.blocks(torch.from_numpy(tokens[: self._adapted.microbatch]))
         del answer
         return sum(kept.values())
 

@@ -13,7 +13,7 @@ from latentd.replay.memory import ReplayMemory
 
 D, SIDE = 128, 6
 POOL = TokenPool(1, SIDE, 3)
-CODEC = make_latent_codec("int8", "token", (2, D), (POOL.tokens, D), pool=POOL)
+CODEC = make_latent_codec("int8", "spatial", (2, D), (POOL.tokens, D), pool=POOL)
 SETTINGS = SleepSettings(
     first=8, growth=0.5, epochs=4.0, minibatch=16, microbatch=4, rank=4, learning_rate=3e-3, label_smoothing=0.1, seed=0
 )

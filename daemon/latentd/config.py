@@ -170,7 +170,13 @@ class LearnConfig:
         choices=("auto", "cpu", "cuda"),
     )
     sleep_threads: int = setting(0, "CPU threads while the blocks learn; 0: one a core", "threads", 0, 256)
-    microbatch: int = setting(16, "latents of a mini-batch that go through the blocks at once: fewer need less memory", "latents", 1, 1024)
+    microbatch: int = setting(
+        0,
+        "latents of a mini-batch that go through the blocks at once: fewer need less memory; 0: 16 where one block learns, 4 where more do",
+        "latents",
+        0,
+        1024,
+    )
     minibatch: int = setting(128, "latents in one training step of the head, new and replayed together", "latents", 8, 4096)
     epochs: float = setting(4.0, "how often the learner goes over each new sample", "epochs", 0.0, 100.0)
     learning_rate: float = setting(1e-3, "AdamW's learning rate for the trained head", "", 1e-6, 1.0)

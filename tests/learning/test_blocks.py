@@ -14,7 +14,6 @@ import latentd.learning.layers
 import tiny
 from latentd.learning.blocks import RankedBlocks, UpperBlocks, parameter_bytes
 from latentd.learning.layers import HalfLinear, widened_bytes
-from latentd.replay.rotation import Rotation
 from latentd.vision.shape import VitShape
 
 SPLIT = 1
@@ -92,10 +91,16 @@ def test_without_keys_and_values_the_last_block_gives_the_same_and_the_same_grad
 @pytest.mark.parametrize("split", [1, 2])
 def test_tokens_in_another_basis_mean_the_same(split: int) -> None:
     blocks = learning(pretrained(tiny.DINOV2, split)).frozen()
-    basis = Rotation(128, seed=3).back()
-    turned = some_tokens() @ basis.T
+    basis = np.linalg.qr(np.random.default_rng(1).standard_normal((4, 32, 32)))[0].astype(np.float32)
+    turned = np.einsum("btpj,pij->btpi", some_tokens().reshape(2, 37, 4, 32), basis).reshape(2, 37, 128)
     np.testing.assert_allclose(blocks.features(turned, basis=basis), blocks.features(some_tokens()), atol=1e-4)
-    assert blocks.reads_turned == (split == 2)
+
+
+def test_tokens_of_little_size_and_far_from_zero_are_normalised_alike() -> None:
+    blocks = pretrained(tiny.DINOV2, 2)
+    for scale, offset in ((1e-3, 0.0), (1.0, 3.0), (1e-3, 3e-3)):
+        tokens = torch.from_numpy(some_tokens()) * scale + offset
+        torch.testing.assert_close(blocks(tokens), in_the_order_of_the_papers(blocks, tokens), rtol=1e-3, atol=1e-3)
 
 
 def test_before_it_learns_the_low_rank_change_is_nothing(base: UpperBlocks) -> None:

@@ -63,7 +63,7 @@ class Adapted:
         self._on_host = base
         self._base = self._place.taking(base)
         self._codec = codec
-        self._basis = codec.basis if base.reads_turned else None  # of the tokens as they are decoded
+        self._basis = codec.basis  # of the tokens as they are decoded here
         self._settings = settings
         self.microbatch = settings.microbatch  # halved where memory does not suffice for as many
         self.sleeps = 0

@@ -32,18 +32,25 @@ class SleepSettings:
     seed: int
 
     @staticmethod
-    def of(learn: LearnConfig) -> SleepSettings:
+    def of(learn: LearnConfig, blocks: int) -> SleepSettings:
+        """blocks: how many learn."""
         return SleepSettings(
             first=learn.sleep_first,
             growth=learn.sleep_growth,
             epochs=learn.sleep_epochs,
             minibatch=learn.sleep_minibatch,
-            microbatch=learn.microbatch,
+            microbatch=microbatch(learn, blocks),
             rank=learn.sleep_rank,
             learning_rate=learn.sleep_rate,
             label_smoothing=learn.label_smoothing,
             seed=learn.seed,
         )
+
+
+def microbatch(learn: LearnConfig, blocks: int) -> int:
+    """Latents that go through so many blocks at once. The last block is read for each time and computes little; any other computes all of
+    each latent, so that more at once take more memory and no less time."""
+    return learn.microbatch or (16 if blocks == 1 else 4)
 
 
 def rate(step: int, steps: int) -> float:

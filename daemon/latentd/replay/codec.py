@@ -33,8 +33,8 @@ class Codec(Protocol):
 
     A latent's code does not depend on the others in its batch. parameters: what calibration gave, to be stored with the spec: shape (2,)
     (low, high) for tensor, (N, D) (the mean latent) for a rotated or scattered codec that was calibrated, (0,) otherwise. code_bytes: exact
-    bytes of one latent, all values packed together, then the scales. basis: (D, D) orthogonal, where all tokens are stored turned alike;
-    None where they are not.
+    bytes of one latent, all values packed together, then the scales. basis: (P, n, n), P * n = D: what turns back tokens that decode_turned
+    gives, n channels a matrix; None where it gives what decode gives.
     """
 
     spec: CodecSpec
@@ -49,7 +49,7 @@ class Codec(Protocol):
         """(B, code_bytes) uint8 -> (B, N, D) float32. Raises ValueError for another length."""
 
     def decode_turned(self, codes: Bytes) -> Floats:
-        """The same but for the turn, which costs a third of the time: times `basis` it is what `decode` gives."""
+        """The same but for the last turn, which costs as much as the rest: `basis` does it."""
 
 
 _KINDS: Dict[str, Type[ArrayCodec]] = {

@@ -102,12 +102,12 @@ class LatentCodec:
 
     @property
     def basis(self) -> Optional[Floats]:
-        """(D, D): what turned tokens are to be multiplied with. None: they are never turned."""
+        """(P, n, n): what turns tokens back, n channels a matrix. None: they are never turned."""
         return self.tokens.basis if self.tokens else None
 
     def decode_tokens(self, codes: Bytes, turned: bool = False) -> Floats:
-        """(B, code_bytes) -> (B, N, D) float32. turned: as they are stored, which is faster. Raises ValueError for another length, or
-        where no tokens are stored."""
+        """(B, code_bytes) -> (B, N, D) float32. turned: in the basis they are rounded in, which is faster. Raises ValueError for another
+        length, or where no tokens are stored."""
         self._check(codes, (self.code_bytes,))
         if self.tokens is None:
             raise ValueError(f"{self} stores no tokens")

@@ -67,10 +67,10 @@ class FieldTable:
         self._shifts = np.arange(self._fields, dtype="<u8") * np.uint64(self._field_bits)
         fields = np.arange(1 << self._field_bits)
         # (fields, values of a field): what each field stands for
-        self.tuples = np.stack([levels[(fields >> (place * bits)) & ((1 << bits) - 1)] for place in range(self._values)], axis=1)
+        tuples = np.stack([levels[(fields >> (place * bits)) & ((1 << bits) - 1)] for place in range(self._values)], axis=1)
         self._dtype = levels.dtype
         self._item = np.dtype(_OPAQUE[self._values * levels.dtype.itemsize])
-        self._table = np.ascontiguousarray(self.tuples).view(self._item).reshape(-1)
+        self._table = np.ascontiguousarray(tuples).view(self._item).reshape(-1)
 
     def read(self, packed: Bytes, out: npt.NDArray[np.generic]) -> None:
         """Fill out (R, V), of the levels' type and contiguous, from packed (R, packed_bytes(V, bits))."""
@@ -89,9 +89,9 @@ class FieldTable:
     def _look_up(self, packed: Bytes, out: npt.NDArray[np.generic]) -> None:
         items = out.view(self._item)  # (R, V / values of a field)
         # mode="clip" spares numpy a buffered copy of the result; every field is inside the table.
-        np.take(self._table, self.fields(packed).reshape(items.shape), out=items, mode="clip")
+        np.take(self._table, self._cut(packed).reshape(items.shape), out=items, mode="clip")
 
-    def fields(self, packed: Bytes) -> npt.NDArray[np.integer]:
+    def _cut(self, packed: Bytes) -> npt.NDArray[np.integer]:
         """(R, groups * group_bytes) -> (R, groups, fields): the bytes themselves where a field is a byte, else cut out of the groups."""
         R, P = packed.shape
         if self._field_bits == 8:

@@ -47,10 +47,9 @@ class Rotation:
         self.transform(rotated, out)
         np.multiply(out, self.signs, out=out)
 
-    def back(self) -> Floats:
-        """(D, D): rotated tokens times it are what they were."""
-        turned = np.empty((self.width, self.width), np.float32)
-        self.inverse(np.eye(self.width, dtype=np.float32), turned)
+    def basis(self) -> Floats:
+        """(P, n, n): the channels of rotated tokens, n at a time, times these matrices are what they were."""
+        turned: Floats = hadamard(self.block) * self.signs.reshape(-1, 1, self.block)
         return turned
 
     def transform(self, tokens: Floats, out: Floats) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import List, NamedTuple, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ import numpy.typing as npt
 from latentd.replay.packing import Bytes, FieldTable, pack, packed_bytes
 from latentd.replay.quantizers import LIMIT, SCALE, CodecSpec, Quantizer, divisor
 from latentd.replay.rotation import Floats, Rotation, lloyd_max
-from latentd.replay.unmixing import FIELD, NARROW, Unmixing
 
 _MOST_BITS = 8
 # Mean square error of the best quantizer of b = 0, 1, ... 8 bits for a standard normal value (Max 1960).
@@ -103,12 +102,7 @@ class SpatialCodec(Quantizer):
         bits = share_bits(self._spectrum.variances(), spec.bits * spec.tokens)
         self._order = np.argsort(-bits, kind="stable")  # (N,) places of the transformed tokens, as they lie in a code
         self._groups = _groups(bits[self._order], spec.width)
-        narrow = [group for group in self._groups if group.bits in NARROW and self._rotation.block >= 2 * FIELD]
-        most = 2 * sum(group.last - group.first for group in narrow) > spec.tokens
-        self._narrow = narrow if most else []  # fewer are faster in the way of the others
-        self._wide = self._groups[: len(self._groups) - len(self._narrow)]
-        self._unmixing = Unmixing(self._rotation.block) if most else None
-        self.basis = self._rotation.back()
+        self.basis = self._rotation.basis()
         self.code_bytes = self._groups[-1].end + spec.tokens * SCALE.itemsize
 
     def _encode(self, latent: Floats, code: Bytes) -> None:
@@ -126,48 +120,20 @@ class SpatialCodec(Quantizer):
         return self._walk(codes, self._decode_turned)
 
     def _decode_turned(self, codes: Bytes, latents: Floats) -> None:
-        spectra = np.empty_like(latents)
-        spectra[:, self._order] = self._read_levels(codes, self._groups)
-        self._spectrum.inverse(spectra, self._scales_of(codes), latents)
+        """Scales wait for the cosine transform, where they cost nothing: it doesn't mind the order."""
+        R, N, _ = latents.shape
+        scales, spectra, levels = np.empty((R, N, 1), np.float32), np.empty_like(latents), np.empty_like(latents)
+        scales[:, self._order] = self._read_scales(codes)[0]
+        for group in self._groups:
+            packed = np.ascontiguousarray(codes[:, group.start : group.end])
+            group.table.read(packed, levels[:, group.first : group.last].reshape(R, -1))
+        spectra[:, self._order] = levels
+        self._spectrum.inverse(spectra, scales, latents)
 
     def _decode(self, codes: Bytes, latents: Floats) -> None:
-        """Scales wait for the cosine transform, where they cost nothing, and signs for the end: neither minds the order."""
-        spectra = np.empty_like(latents)
-        if self._unmixing:
-            self._read_narrow(self._unmixing, codes, spectra)
-        if self._wide:
-            self._read_wide(codes, spectra)
-        self._spectrum.inverse(spectra, self._scales_of(codes), latents)
-        latents *= self._rotation.signs
-
-    def _scales_of(self, codes: Bytes) -> Floats:
-        """(R, N, 1), each at the place of its transformed token."""
-        scales = np.empty((len(codes), self.spec.tokens, 1), np.float32)
-        scales[:, self._order] = self._read_scales(codes)[0]
-        return scales
-
-    def _read_levels(self, codes: Bytes, groups: Sequence[_Group]) -> Floats:
-        """The tokens of these groups, which come one after the other, as they lie in a code: (R, tokens, D)."""
-        R, first = len(codes), groups[0].first
-        levels = np.empty((R, groups[-1].last - first, self.spec.width), np.float32)
-        for group in groups:
-            packed = np.ascontiguousarray(codes[:, group.start : group.end])
-            group.table.read(packed, levels[:, group.first - first : group.last - first].reshape(R, -1))
-        return levels
-
-    def _read_narrow(self, unmixing: Unmixing, codes: Bytes, spectra: Floats) -> None:
-        """Fills the tokens of few bits."""
-        R, _, D = spectra.shape
-        found = [unmixing.fields(np.ascontiguousarray(codes[:, group.start : group.end]), group.bits) for group in self._narrow]
-        fields = np.concatenate(found, axis=1).reshape(R, -1, D // FIELD)  # as they lie in a code
-        unmixing.levels(fields, self._order[self._narrow[0].first :], spectra)
-
-    def _read_wide(self, codes: Bytes, spectra: Floats) -> None:
-        """Fills the tokens of many bits, which come first in a code."""
-        D, mixed = self.spec.width, self._read_levels(codes, self._wide)
-        unmixed = np.empty_like(mixed)
-        self._rotation.transform(mixed.reshape(-1, D), unmixed.reshape(-1, D))
-        spectra[:, self._order[: mixed.shape[1]]] = unmixed
+        turned = np.empty_like(latents)
+        self._decode_turned(codes, turned)
+        self._rotation.inverse(turned.reshape(-1, self.spec.width), latents.reshape(-1, self.spec.width))
 
 
 class _Group(NamedTuple):

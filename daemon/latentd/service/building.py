@@ -248,7 +248,7 @@ def _adapted(config: Config, backbone: checkpoints.Backbone, spec: StageSpec, co
     """Makes the blocks that learn, untrained, where tokens are stored for them; the pretrained blocks are read once."""
     if codec.tokens is None or config.learn.sleep_epochs <= 0:
         return lambda place: None
-    base, settings = UpperBlocks.load(backbone, spec.split), SleepSettings.of(config.learn)
+    base, settings = UpperBlocks.load(backbone, spec.split), SleepSettings.of(config.learn, backbone.shape.depth - spec.split)
     return lambda place: Adapted(base, codec, settings, place)
 
 

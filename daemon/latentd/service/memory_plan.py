@@ -16,6 +16,7 @@ from latentd.config import BackboneConfig, Config, EngineConfig
 from latentd.engines.stage import FrozenStage, StageSpec, stage_spec
 from latentd.learning.layers import widened_bytes
 from latentd.learning.restraint import LEARN, SLEEP
+from latentd.learning.sleep import microbatch
 from latentd.replay.duplicates import SKETCH_BITS
 from latentd.replay.latents import LatentCodec
 from latentd.service.storing import latent_codec
@@ -188,11 +189,12 @@ def _blocks(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec
     assert codec.tokens is not None, "only stored tokens can be learned from"
     learned, tokens = learned_bytes(shape, spec.split, config.learn.sleep_rank), codec.tokens.spec.tokens
     whole, last = range(spec.split, shape.depth - 1), class_token_bytes(shape, tokens)
-    kept = config.learn.microbatch * (last + sum(backward_bytes(shape, index, tokens, config.learn.sleep_rank) for index in whole))
-    refit = config.learn.microbatch * max(last, *(forward_bytes(shape, index, tokens) for index in whole), 0)
+    at_once, basis = microbatch(config.learn, shape.depth - spec.split), 0 if codec.basis is None else codec.basis.nbytes
+    kept = at_once * (last + sum(backward_bytes(shape, index, tokens, config.learn.sleep_rank) for index in whole))
+    refit = at_once * max(last, *(forward_bytes(shape, index, tokens) for index in whole), 0)
     optimizer = 3 * (learned + CLASSES * (shape.depth - spec.split + 1) * shape.width * FP32)
     return [
-        Part("blocks that learn", upper_bytes(shape, spec.split) + 2 * learned, "always", "counted"),
+        Part("blocks that learn", upper_bytes(shape, spec.split) + 2 * learned + basis, "always", "counted"),
         Part("gradients and AdamW", optimizer, "sleeping", "counted"),
         Part("matrices at full width", room_bytes(shape, spec.split), "sleeping", "counted"),
         Part("activations", int(STEP_OVERHEAD * kept) + refit, "sleeping", "estimate"),

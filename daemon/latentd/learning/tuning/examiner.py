@@ -73,7 +73,7 @@ class Examiner:
         for place, (code, class_id) in enumerate(zip(codes, self._taught_ids.tolist())):
             memory.admit(f"t{place}", class_id, code.tobytes())
         affordable = self._sleep_s / max(step_s, 1e-9) * self._learn.sleep_minibatch / count
-        settings = replace(SleepSettings.of(self._learn), epochs=min(max(self._learn.sleep_epochs, 1.0), affordable))
+        settings = replace(SleepSettings.of(self._learn, len(base.blocks)), epochs=min(max(self._learn.sleep_epochs, 1.0), affordable))
         adapted, started = Adapted(base, codec, settings), self._clock()
         for _ in adapted.sleep(memory, {}, count):
             pass

@@ -77,8 +77,9 @@ class BlockProbe:
     """
 
     def __init__(self, base: UpperBlocks, codec: LatentCodec, learn: LearnConfig, memory: ReplayMemory) -> None:
-        micro = min(learn.microbatch, learn.sleep_minibatch)
-        settings = replace(SleepSettings.of(learn), minibatch=2 * micro, microbatch=micro, epochs=float(_AHEAD))
+        settings = SleepSettings.of(learn, len(base.blocks))
+        micro = min(settings.microbatch, learn.sleep_minibatch)
+        settings = replace(settings, minibatch=2 * micro, microbatch=micro, epochs=float(_AHEAD))
         self.adapted = Adapted(base, codec, settings)
         self._work = self.adapted.sleep(memory, {}, memory.used)
         self._parity = 0
@@ -115,7 +116,7 @@ def block_step(
         life()  # libraries set up their own caches on first use
         made.clear()
         peak = peak_growth(life)
-        step = _timed(made[0], math.ceil(learn.sleep_minibatch / min(learn.microbatch, learn.sleep_minibatch)), stopwatch)
+        step = _timed(made[0], math.ceil(learn.sleep_minibatch / made[0].adapted.microbatch), stopwatch)
     serving = made[0].adapted.blocks.frozen()
     # In the decode pool, whose threads compute with all cores.
     forward = stopwatch.time(lambda: serving.features(tokens[:1]))
@@ -174,9 +175,9 @@ def ridge_cost(width: int, classes: int) -> RidgeCost:
 
 
 def decoding(codec: Codec, latents: NDArray[np.float32], stopwatch: Stopwatch) -> float:
-    """Seconds that decoding one latent (N, D) takes, from a batch of latents like these (M, N, D)."""
+    """Seconds that decoding one latent (N, D) takes as training does it, from a batch of latents like these (M, N, D)."""
     codes = codec.encode(np.resize(latents, (_PROBED, *latents.shape[1:])))
-    return stopwatch.time(lambda: codec.decode(codes)).seconds / len(codes)
+    return stopwatch.time(lambda: codec.decode_turned(codes)).seconds / len(codes)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from latentd.config import FEATURE_KINDS, TOKEN_KINDS, Config
 from latentd.engines.choose import choose
 from latentd.engines.stage import FrozenStage
 from latentd.learning.blocks import UpperBlocks
+from latentd.learning.sleep import microbatch
 from latentd.learning.tuning.candidates import Candidate, HoldOut, faults, slots_within, whole_slot_bytes
 from latentd.learning.tuning.examiner import Examiner, Slept
 from latentd.learning.tuning.plan import Cell, Plan
@@ -124,7 +125,8 @@ class Surveyor:
     def _measure_cell(self, cell: Cell, base: Optional[UpperBlocks], probe: Latents) -> List[Tuple[Candidate, LatentCodec]]:
         """The candidates of a cell: the step is timed on latents as the first codec stores them.
 
-        Where nothing keeps the limit of memory, once more with one latent at a time: activations are most of a step's memory.
+        Where nothing keeps the limit of memory, once more with fewer latents at a time, and in the end with one: activations are most of a
+        step's memory.
         """
         learn = self._config.learn
         if base is None:
@@ -145,12 +147,13 @@ class Surveyor:
         if not codecs:
             return []
         memory = filled(codecs[0][2], probe.features, tokens, self.survey.classes, learn.minibatch)
-        step = block_step(base, codecs[0][2], memory, tokens, learn, self._stopwatch)
-        made = self._priced(cell, step, codecs, tokens, learn.microbatch)
-        if learn.microbatch == 1 or any(self._fits(candidate) for candidate, _ in made):
-            return made
-        step = block_step(base, codecs[0][2], memory, tokens, replace(learn, microbatch=1), self._stopwatch)
-        return self._priced(cell, step, codecs, tokens, 1)
+        at_once = microbatch(learn, len(base.blocks))
+        while True:
+            step = block_step(base, codecs[0][2], memory, tokens, replace(learn, microbatch=at_once), self._stopwatch)
+            made = self._priced(cell, step, codecs, tokens, at_once)
+            if at_once == 1 or any(self._fits(candidate) for candidate, _ in made):
+                return made
+            at_once = max(1, at_once // 4)
 
     def _fits(self, candidate: Candidate) -> bool:
         limit = self._plan.limits.memory_bytes
