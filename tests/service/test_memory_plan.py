@@ -16,6 +16,7 @@ from latentd.engines.int8 import calibrated
 from latentd.engines.quantize_cpu import static
 from latentd.learning.analytic import RidgeSums
 from latentd.learning.blocks import RankedBlocks, UpperBlocks, parameter_bytes
+from latentd.learning.sleep import SleepSettings
 from latentd.service import memory_plan
 from latentd.service.memory_plan import CLASSES, DINOV2_SMALL, NX_BYTES, MemoryPlan, Part
 from tiny import DINOV2, pixels, vit
@@ -37,6 +38,40 @@ def test_blocks_take_what_the_modules_take(split: int) -> None:
     blocks(torch.ones(1, 5, DINOV2.width)).sum().backward()
     assert memory_plan.room_bytes(DINOV2, split) == blocks.room_bytes()
     assert memory_plan.learned_bytes(DINOV2, split, 3) == learned
+
+
+def kept_bytes(blocks: RankedBlocks, latents: int) -> int:
+    """What autograd keeps of a pass through the blocks, parameters not counted."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in blocks.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        answer = blocks(torch.ones(latents, 257, DINOV2_SMALL.width))
+    assert answer.requires_grad
+    return sum(kept.values())
+
+
+def test_a_latent_in_the_last_block_takes_what_autograd_keeps_of_it() -> None:
+    blocks = RankedBlocks(UpperBlocks(DINOV2_SMALL, DINOV2_SMALL.depth - 1), 16, seed=0)
+    kept_bytes(blocks, 1)  # widens the matrices, which stay
+    two_more = kept_bytes(blocks, 4) - kept_bytes(blocks, 2)
+    assert 2 * memory_plan.class_token_bytes(DINOV2_SMALL, 257) == pytest.approx(two_more, rel=0.05)
+
+
+@pytest.mark.parametrize(("split", "told", "at_once"), [(11, 0, 16), (10, 0, 4), (9, 0, 4), (11, 2, 2), (9, 32, 32)])
+def test_as_many_latents_at_once_as_pay(split: int, told: int, at_once: int) -> None:
+    def activations(microbatch: int) -> int:
+        config = Config(backbone=BackboneConfig(split=split), learn=LearnConfig(microbatch=microbatch))
+        return planned(memory_plan.plan_for(config, DINOV2_SMALL, "onnxruntime-cpu"))["activations"]
+
+    assert activations(told) == activations(at_once)
+    assert SleepSettings.of(LearnConfig(microbatch=told), DINOV2_SMALL.depth - split).microbatch == at_once
 
 
 def test_the_frozen_stage_takes_what_the_module_takes() -> None:
