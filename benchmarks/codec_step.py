@@ -49,7 +49,7 @@ class Decoded(LatentCodec):
         super().__init__(codec.features, codec.tokens)
         self._at_hand = tokens
 
-    def decode_tokens(self, codes: NDArray[np.uint8], turned: bool = False) -> NDArray[np.float32]:
+    def decode_tokens(self, codes: NDArray[np.uint8], rotated: bool = False) -> NDArray[np.float32]:
         return self._at_hand[: len(codes)]
 
 
@@ -149,7 +149,7 @@ def _reading(codec: LatentCodec, memory: ReplayMemory, learn: config.LearnConfig
     def read() -> None:
         codes, _ = memory.draw(learn.sleep_minibatch, rng)
         for start in range(0, len(codes), learn.microbatch):
-            codec.decode_tokens(codes[start : start + learn.microbatch], turned=True)
+            codec.decode_tokens(codes[start : start + learn.microbatch], rotated=True)
 
     return read
 

@@ -176,25 +176,25 @@ def test_where_memory_is_out_in_the_middle_of_a_step_it_begins_again_with_half_a
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_a_sleep_over_turned_tokens_is_the_same_sleep(tmp_path: Path) -> None:
+def test_a_sleep_over_rotated_tokens_is_the_same_sleep(tmp_path: Path) -> None:
     base = UpperBlocks.load(tiny.backbone(tmp_path), 2)
     codec = make_latent_codec("int4", "spatial", (2, D), (POOL.tokens, D), pool=POOL)
     memory = ReplayMemory(str(codec), codec.code_bytes, 1 << 22, seed=0)
     for number in range(48):
         memory.admit(f"s{number:08d}", number % 2, code(number % 2, number, codec))
     asked = [code(number % 2, 1000 + number, codec) for number in range(8)]
-    turned, straight = Adapted(base, codec, SETTINGS), Adapted(base, codec, SETTINGS)
-    assert turned._basis is not None
+    rotated, straight = Adapted(base, codec, SETTINGS), Adapted(base, codec, SETTINGS)
+    assert rotated._basis is not None
     straight._basis = None
-    for adapted in (turned, straight):
+    for adapted in (rotated, straight):
         run(adapted.sleep(memory, {}, 48))
-    assert turned.serving is not None
+    assert rotated.serving is not None
     assert straight.serving is not None
-    found, expected = (adapted._features(adapted.serving, asked) for adapted in (turned, straight))  # type: ignore[arg-type]
+    found, expected = (adapted._features(adapted.serving, asked) for adapted in (rotated, straight))  # type: ignore[arg-type]
     np.testing.assert_allclose(found, expected, atol=1e-3)
-    assert np.abs(found - turned._features(base, asked)).max() > 0.1, "nothing was learned"
+    assert np.abs(found - rotated._features(base, asked)).max() > 0.1, "nothing was learned"
     for class_id in (0, 1):
-        np.testing.assert_allclose(turned.head().weight[:, class_id], straight.head().weight[:, class_id], atol=1e-3)
+        np.testing.assert_allclose(rotated.head().weight[:, class_id], straight.head().weight[:, class_id], atol=1e-3)
 
 
 def test_a_sleep_begins_with_the_pretrained_blocks_whatever_was_learned_before(base: UpperBlocks) -> None:

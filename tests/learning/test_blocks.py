@@ -92,8 +92,8 @@ def test_without_keys_and_values_the_last_block_gives_the_same_and_the_same_grad
 def test_tokens_in_another_basis_mean_the_same(split: int) -> None:
     blocks = learning(pretrained(tiny.DINOV2, split)).frozen()
     basis = np.linalg.qr(np.random.default_rng(1).standard_normal((4, 32, 32)))[0].astype(np.float32)
-    turned = np.einsum("btpj,pij->btpi", some_tokens().reshape(2, 37, 4, 32), basis).reshape(2, 37, 128)
-    np.testing.assert_allclose(blocks.features(turned, basis=basis), blocks.features(some_tokens()), atol=1e-4)
+    rotated = np.einsum("btpj,pij->btpi", some_tokens().reshape(2, 37, 4, 32), basis).reshape(2, 37, 128)
+    np.testing.assert_allclose(blocks.features(rotated, basis=basis), blocks.features(some_tokens()), atol=1e-4)
 
 
 def test_tokens_of_little_size_and_far_from_zero_are_normalised_alike() -> None:

@@ -139,9 +139,9 @@ def test_reading_several_at_a_time_gives_what_reading_one_by_one_gives(bits: int
     Spectrum(tokens).inverse(turned, np.ones((3, tokens, 1), np.float32), expected)
     np.testing.assert_allclose(codec.decode(codes), expected, atol=2e-5)
     assert codec.basis is not None
-    blocks = codec.decode_turned(codes).reshape(3, tokens, *codec.basis.shape[:2])
-    turned_back = np.einsum("btpi,pij->btpj", blocks, codec.basis).reshape(expected.shape)
-    np.testing.assert_allclose(turned_back, expected, atol=2e-5)
+    blocks = codec.decode_rotated(codes).reshape(3, tokens, *codec.basis.shape[:2])
+    rotated_back = np.einsum("btpi,pij->btpj", blocks, codec.basis).reshape(expected.shape)
+    np.testing.assert_allclose(rotated_back, expected, atol=2e-5)
 
 
 # --- errors ---

@@ -307,7 +307,7 @@ class Adapted:
 
     def _decoded(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The tokens, (B, N, D), in the basis that the blocks are told of."""
-        return self._codec.decode_tokens(codes, turned=self._basis is not None)
+        return self._codec.decode_tokens(codes, rotated=self._basis is not None)
 
     def _fresh(self) -> RankedBlocks:
         with self._place.queue.work():

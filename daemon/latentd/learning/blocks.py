@@ -41,14 +41,14 @@ class UpperBlocks(nn.Module):
         self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
 
     def forward(self, tokens: Tensor, basis: Optional[Tensor] = None) -> Tensor:
-        """basis: what turns these tokens back, (P, n, n), a matrix for each n channels. The last block does without their turning."""
+        """basis: what rotates these tokens back, (P, n, n), a matrix for each n channels. The last block does without."""
         if len(self.blocks) > 1:
-            tokens, basis = _turned(tokens, basis), None
+            tokens, basis = _times(tokens, basis), None
         seen: List[Tensor] = []
         for block in self.blocks[:-1]:
             tokens = block(tokens)
             seen.append(tokens[:, :1])
-        class_token, mean = _last(cast(Block, self.blocks[-1]), _Even(tokens, basis, self.norm.eps), self.lead)
+        class_token, mean = _last(cast(Block, self.blocks[-1]), _Normalised(tokens, basis, self.norm.eps), self.lead)
         class_tokens = self.norm(torch.cat([*seen, class_token], dim=1))  # (B, K, D)
         return torch.cat([class_tokens.flatten(1), mean * self.norm.weight + self.norm.bias], dim=1)  # (B, F)
 
@@ -122,10 +122,10 @@ class RankedBlocks(UpperBlocks):
                 parameter.copy_(torch.from_numpy(arrays[name].copy()))
 
 
-class _Even:
+class _Normalised:
     """Tokens through a norm without its scale and shift, which are never written down: what is asked of them is asked of the tokens.
 
-    tokens: (B, N, D), before `basis` turns them back. Their variance comes from the squares of norm and mean: good where the mean is no
+    tokens: (B, N, D), before `basis` rotates them back. Their variance comes from the squares of norm and mean: good where the mean is no
     more than ten deviations from zero, and in a ViT it is a tenth.
     """
 
@@ -138,24 +138,24 @@ class _Even:
         self._rate = ((power - self._mean.square()).clamp_min(0) + eps).rsqrt()  # (B, N)
 
     def first(self) -> Tuple[Tensor, Tensor]:
-        """The class token as it came, and even: (B, D) each."""
-        came = _turned(self._tokens[:, 0], self._basis)
+        """The class token as it came, and normalised: (B, D) each."""
+        came = _times(self._tokens[:, 0], self._basis)
         return came, (came - self._mean[:, :1]) * self._rate[:, :1]
 
     def products(self, vectors: Tensor) -> Tensor:
         """(B, K, D) -> (B, K, N), of every vector with every token."""
-        turned = _turned(vectors, None if self._basis is None else self._basis.transpose(1, 2))
+        rotated = _times(vectors, None if self._basis is None else self._basis.transpose(1, 2))
         shift = vectors.sum(dim=-1, keepdim=True) * self._mean[:, None]
-        found: Tensor = (turned @ self._tokens.transpose(1, 2) - shift) * self._rate[:, None]
+        found: Tensor = (rotated @ self._tokens.transpose(1, 2) - shift) * self._rate[:, None]
         return found
 
     def sums(self, weights: Tensor) -> Tensor:
         """(B, K, N) -> (B, K, D), of the tokens times each row of weights."""
         weights = weights * self._rate[:, None]
-        return _turned(weights @ self._tokens, self._basis) - (weights * self._mean[:, None]).sum(dim=-1, keepdim=True)
+        return _times(weights @ self._tokens, self._basis) - (weights * self._mean[:, None]).sum(dim=-1, keepdim=True)
 
 
-def _turned(values: Tensor, basis: Optional[Tensor]) -> Tensor:
+def _times(values: Tensor, basis: Optional[Tensor]) -> Tensor:
     """(..., D), every n channels times their matrix of the basis (P, n, n)."""
     if basis is None:
         return values
@@ -163,18 +163,18 @@ def _turned(values: Tensor, basis: Optional[Tensor]) -> Tensor:
     return torch.bmm(rows, basis).transpose(0, 1).reshape(values.shape)
 
 
-def _last(block: Block, tokens: _Even, lead: int) -> Tuple[Tensor, Tensor]:
-    """What a block makes of the class token, (B, 1, D), and the mean even patch token that it got, (B, D), without the keys and values of
-    all tokens: a tenth of the work.
+def _last(block: Block, tokens: _Normalised, lead: int) -> Tuple[Tensor, Tensor]:
+    """What a block makes of the class token, (B, 1, D), and the mean of the normalised patch tokens that it got, (B, D), without keys and
+    values of all tokens: a tenth of the work.
 
     A score query . (K token) is (K' query) . token, and a sum of values is V times the sum of tokens; so the matrices of keys and values
     meet one vector a head instead of every token. What a bias adds to keys adds the same to all scores of a query: softmax takes it out.
     """
     layer, norm, heads = cast(Union[HalfLinear, Ranked], block.qkv), block.norm1, block.heads
-    came, even = tokens.first()  # (B, D) each
-    own = even * norm.weight + norm.bias
+    came, normalised = tokens.first()  # (B, D) each
+    own = normalised * norm.weight + norm.bias
     query = layer.by_head(own.expand(heads, -1, -1), _QUERY) + layer.bias_by_head(_QUERY, heads)  # (H, B, E)
-    sought = layer.by_head(query * block.head_width**-0.5, _KEY, turned=True) * norm.weight  # (H, B, D)
+    sought = layer.by_head(query * block.head_width**-0.5, _KEY, transposed=True) * norm.weight  # (H, B, D)
     weights = torch.softmax(tokens.products(sought.transpose(0, 1)), dim=-1)  # (B, H, N)
     patches = torch.ones_like(weights[:, :1])
     patches[:, :, :lead] = 0

@@ -65,21 +65,21 @@ class _HeadProduct(torch.autograd.Function):
     """inputs (H, B, I) times one matrix (H, I, O) a head, cut from the rows of a weight kept in half precision."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, part: int, turned: bool, room: Optional[Widened]) -> Tensor:
-        ctx.weight, ctx.part, ctx.turned, ctx.room = weight, part, turned, room
-        return torch.bmm(inputs, _heads_of(weight, part, len(inputs), turned, inputs.dtype, room))
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, part: int, transposed: bool, room: Optional[Widened]) -> Tensor:
+        ctx.weight, ctx.part, ctx.transposed, ctx.room = weight, part, transposed, room
+        return torch.bmm(inputs, _heads_of(weight, part, len(inputs), transposed, inputs.dtype, room))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None, None, None, None]:
-        matrices = _heads_of(ctx.weight, ctx.part, len(gradient), not ctx.turned, gradient.dtype, ctx.room)
+        matrices = _heads_of(ctx.weight, ctx.part, len(gradient), not ctx.transposed, gradient.dtype, ctx.room)
         return torch.bmm(gradient, matrices), None, None, None, None
 
 
-def _heads_of(weight: Tensor, part: int, heads: int, turned: bool, dtype: torch.dtype, room: Optional[Widened]) -> Tensor:
-    """Of a weight (3*H*E, D), queries' rows above keys' above values', one part: (H, D, E), or turned (H, E, D)."""
+def _heads_of(weight: Tensor, part: int, heads: int, transposed: bool, dtype: torch.dtype, room: Optional[Widened]) -> Tensor:
+    """Of a weight (3*H*E, D), queries' rows above keys' above values', one part: (H, D, E), or transposed (H, E, D)."""
     whole = weight if room is None else room.of(weight, dtype)
     rows = whole.view(3, heads, -1, weight.shape[1])[part].to(dtype)
-    return rows if turned else rows.transpose(1, 2)
+    return rows if transposed else rows.transpose(1, 2)
 
 
 def _wide(weight: Tensor, dtype: torch.dtype, room: Optional[Widened]) -> Tensor:
@@ -100,12 +100,12 @@ class HalfLinear(nn.Module):
         product: Tensor = _Product.apply(tokens.reshape(-1, self.in_features), self.weight, self.bias, room)  # type: ignore[no-untyped-call]
         return product.view(*tokens.shape[:-1], self.out_features)
 
-    def by_head(self, inputs: Tensor, part: int, turned: bool = False, room: Optional[Widened] = None) -> Tensor:
+    def by_head(self, inputs: Tensor, part: int, transposed: bool = False, room: Optional[Widened] = None) -> Tensor:
         """Of the layer that makes queries (part 0), keys (1) and values (2), this part of each head, without its bias.
 
-        (H, B, D) -> (H, B, E); turned, through the same matrices the other way, (H, B, E) -> (H, B, D).
+        (H, B, D) -> (H, B, E); transposed, through the same matrices the other way, (H, B, E) -> (H, B, D).
         """
-        product: Tensor = _HeadProduct.apply(inputs, self.weight, part, turned, room)  # type: ignore[no-untyped-call]
+        product: Tensor = _HeadProduct.apply(inputs, self.weight, part, transposed, room)  # type: ignore[no-untyped-call]
         return product
 
     def bias_by_head(self, part: int, heads: int) -> Tensor:
@@ -132,11 +132,11 @@ class Ranked(nn.Module):
         out = torch.addmm(self.linear(rows, self.room), rows @ self.inward, self.outward)
         return out.view(*tokens.shape[:-1], self.linear.out_features)
 
-    def by_head(self, inputs: Tensor, part: int, turned: bool = False) -> Tensor:
+    def by_head(self, inputs: Tensor, part: int, transposed: bool = False) -> Tensor:
         """As HalfLinear has it."""
         outward = self.outward.view(len(self.outward), 3, len(inputs), -1)[:, part].transpose(0, 1)  # (H, R, E)
-        change = (inputs @ outward.transpose(1, 2)) @ self.inward.t() if turned else (inputs @ self.inward) @ outward
-        return self.linear.by_head(inputs, part, turned, self.room) + change
+        change = (inputs @ outward.transpose(1, 2)) @ self.inward.t() if transposed else (inputs @ self.inward) @ outward
+        return self.linear.by_head(inputs, part, transposed, self.room) + change
 
     def bias_by_head(self, part: int, heads: int) -> Tensor:
         """(H, 1, E)."""

@@ -33,8 +33,8 @@ class Codec(Protocol):
 
     A latent's code does not depend on the others in its batch. parameters: what calibration gave, to be stored with the spec: shape (2,)
     (low, high) for tensor, (N, D) (the mean latent) for a rotated or scattered codec that was calibrated, (0,) otherwise. code_bytes: exact
-    bytes of one latent, all values packed together, then the scales. basis: (P, n, n), P * n = D: what turns back tokens that decode_turned
-    gives, n channels a matrix; None where it gives what decode gives.
+    bytes of one latent, all values packed together, then the scales. basis: (P, n, n), P * n = D: what rotates the tokens of
+    decode_rotated back, n channels a matrix; None where they are not rotated.
     """
 
     spec: CodecSpec
@@ -48,8 +48,8 @@ class Codec(Protocol):
     def decode(self, codes: Bytes) -> Floats:
         """(B, code_bytes) uint8 -> (B, N, D) float32. Raises ValueError for another length."""
 
-    def decode_turned(self, codes: Bytes) -> Floats:
-        """The same but for the last turn, which costs as much as the rest: `basis` does it."""
+    def decode_rotated(self, codes: Bytes) -> Floats:
+        """The same but for the rotation, which costs as much as the rest: `basis` undoes it."""
 
 
 _KINDS: Dict[str, Type[ArrayCodec]] = {

@@ -102,17 +102,17 @@ class LatentCodec:
 
     @property
     def basis(self) -> Optional[Floats]:
-        """(P, n, n): what turns tokens back, n channels a matrix. None: they are never turned."""
+        """(P, n, n): what rotates tokens back, n channels a matrix. None: they are never rotated."""
         return self.tokens.basis if self.tokens else None
 
-    def decode_tokens(self, codes: Bytes, turned: bool = False) -> Floats:
-        """(B, code_bytes) -> (B, N, D) float32. turned: in the basis they are rounded in, which is faster. Raises ValueError for another
+    def decode_tokens(self, codes: Bytes, rotated: bool = False) -> Floats:
+        """(B, code_bytes) -> (B, N, D) float32. rotated: in the basis they are rounded in, which is faster. Raises ValueError for another
         length, or where no tokens are stored."""
         self._check(codes, (self.code_bytes,))
         if self.tokens is None:
             raise ValueError(f"{self} stores no tokens")
         stored = codes[:, self.features_bytes :]
-        return self.tokens.decode_turned(stored) if turned else self.tokens.decode(stored)
+        return self.tokens.decode_rotated(stored) if rotated else self.tokens.decode(stored)
 
     def identity(self) -> Dict[str, Any]:
         """JSON-able facts: codes of two codecs mean the same if, and only if, these are equal."""

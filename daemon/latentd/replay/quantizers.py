@@ -66,7 +66,7 @@ class ArrayCodec(ABC):
     def decode(self, codes: Bytes) -> Floats:
         return self._walk(codes, self._decode)
 
-    def decode_turned(self, codes: Bytes) -> Floats:
+    def decode_rotated(self, codes: Bytes) -> Floats:
         return self.decode(codes)
 
     def _walk(self, codes: Bytes, decode: Callable[[Bytes, Floats], None]) -> Floats:

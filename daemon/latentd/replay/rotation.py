@@ -49,8 +49,8 @@ class Rotation:
 
     def basis(self) -> Floats:
         """(P, n, n): the channels of rotated tokens, n at a time, times these matrices are what they were."""
-        turned: Floats = hadamard(self.block) * self.signs.reshape(-1, 1, self.block)
-        return turned
+        basis: Floats = hadamard(self.block) * self.signs.reshape(-1, 1, self.block)
+        return basis
 
     def transform(self, tokens: Floats, out: Floats) -> None:
         """The Hadamard transform alone, which is its own inverse: (T, D) into out (T, D), which must be contiguous and not overlap."""

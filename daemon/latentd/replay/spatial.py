@@ -116,10 +116,10 @@ class SpatialCodec(Quantizer):
             code[group.start : group.end] = pack(values.reshape(1, -1), group.bits)[0]
         code[self._groups[-1].end :] = scale.reshape(-1).astype(SCALE).view(np.uint8)
 
-    def decode_turned(self, codes: Bytes) -> Floats:
-        return self._walk(codes, self._decode_turned)
+    def decode_rotated(self, codes: Bytes) -> Floats:
+        return self._walk(codes, self._decode_rotated)
 
-    def _decode_turned(self, codes: Bytes, latents: Floats) -> None:
+    def _decode_rotated(self, codes: Bytes, latents: Floats) -> None:
         """Scales wait for the cosine transform, where they cost nothing: it doesn't mind the order."""
         R, N, _ = latents.shape
         scales, spectra, levels = np.empty((R, N, 1), np.float32), np.empty_like(latents), np.empty_like(latents)
@@ -131,9 +131,9 @@ class SpatialCodec(Quantizer):
         self._spectrum.inverse(spectra, scales, latents)
 
     def _decode(self, codes: Bytes, latents: Floats) -> None:
-        turned = np.empty_like(latents)
-        self._decode_turned(codes, turned)
-        self._rotation.inverse(turned.reshape(-1, self.spec.width), latents.reshape(-1, self.spec.width))
+        rotated = np.empty_like(latents)
+        self._decode_rotated(codes, rotated)
+        self._rotation.inverse(rotated.reshape(-1, self.spec.width), latents.reshape(-1, self.spec.width))
 
 
 class _Group(NamedTuple):

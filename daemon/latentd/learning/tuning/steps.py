@@ -177,7 +177,7 @@ def ridge_cost(width: int, classes: int) -> RidgeCost:
 def decoding(codec: Codec, latents: NDArray[np.float32], stopwatch: Stopwatch) -> float:
     """Seconds that decoding one latent (N, D) takes as training does it, from a batch of latents like these (M, N, D)."""
     codes = codec.encode(np.resize(latents, (_PROBED, *latents.shape[1:])))
-    return stopwatch.time(lambda: codec.decode_turned(codes)).seconds / len(codes)
+    return stopwatch.time(lambda: codec.decode_rotated(codes)).seconds / len(codes)
 
 
 @contextmanager
