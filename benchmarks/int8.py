@@ -1,9 +1,8 @@
 """What the INT8 frozen stage gains and costs on this machine: its speed against the float one in one run, and points of the floor head.
 
 Speed: an image alone on every core, and a full batch with one image a lane: the median over interleaved rounds of how many times as fast a
-round was. "bare" is against ONNX Runtime as one opens it, on the plain float32 export, a batch at once. "features" is against latentd's own
-session on that export, whose last block computes all its tokens, where the INT8 graph computes the class token alone; "tokens" asks both
-for all of it; "served" is as shipped, where neither computes more of the last block than its class token.
+round was. "features" is against the plain export, whose last block computes all its tokens, where the INT8 graph computes the class token
+alone; "tokens" asks both for all of it; "served" is as shipped, where neither computes more of the last block than its class token.
 Accuracy: the streaming ridge head on ELPV (splits of the seeds given; 100 and up are for choosing) and on the Objects-50 sessions held out
 (validation 5 and 9, or the test with --test), learned and asked in INT8, and learned in float and asked in INT8, as happens when a running
 daemon changes over. Costs are paired, with the standard error over splits or videos. What the bound engine.int8_min_cosine means in points
@@ -20,10 +19,9 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Sequence, Tuple, cast
+from typing import Any, Callable, Dict, Iterable, Sequence, Tuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -37,7 +35,7 @@ from latentd.engines.artefacts import Artefacts
 from latentd.engines.int8 import SPELLINGS, open_spelling
 from latentd.engines.onnx import CPU, OnnxStage
 from latentd.engines.quantize import QUANTIZER_VERSION
-from latentd.engines.stage import FrozenStage, StageSpec, planar, stage_spec
+from latentd.engines.stage import FrozenStage, stage_spec
 from latentd.learning.analytic import RidgeSums
 from latentd.vision import checkpoints, images
 from latentd.vision.probe import probe_images
@@ -63,9 +61,6 @@ def main() -> int:
     stages = _stages(settings)
     served = _stages(config.load(os.environ, {}))
     speed = _speed(stages, settings.engine.max_batch, arguments.rounds, ("features", "tokens"))
-    speed["bare"] = _speed({**stages, FLOAT: _bare(stages[FLOAT], settings)}, settings.engine.max_batch, arguments.rounds, ("features",))[
-        "features"
-    ]
     speed["served"] = _speed(served, settings.engine.max_batch, arguments.rounds, ("features",))["features"]
     result: Dict[str, Any] = {"machine": harness.machine(), "speed": speed}
     if not arguments.only_speed:
@@ -81,24 +76,6 @@ def _stages(settings: config.Config) -> Dict[str, FrozenStage]:
     artefacts, threads = Artefacts(backbone, stage_spec(settings, backbone), settings.cache_dir), settings.engine.threads
     int8 = {spelling: open_spelling(artefacts, spelling, threads) for spelling in SPELLINGS}
     return {FLOAT: OnnxStage(artefacts.spec, artefacts.graph(), CPU, threads), **int8}
-
-
-class Bare:
-    """ONNX Runtime without latentd: all options as they come, a batch at once."""
-
-    lanes = 1
-
-    def __init__(self, spec: StageSpec, graph: Path) -> None:
-        self.spec = spec
-        self._session = onnxruntime.InferenceSession(str(graph), providers=[CPU])
-
-    def encode(self, pixels: NDArray[np.uint8], tokens: bool = False, shared: bool = False) -> Any:
-        return self._session.run(["features"], {"pixels": planar(pixels)})
-
-
-def _bare(stage: FrozenStage, settings: config.Config) -> FrozenStage:
-    backbone = checkpoints.find(settings.cache_dir, settings.backbone.name)
-    return cast(FrozenStage, Bare(stage.spec, Artefacts(backbone, stage.spec, settings.cache_dir).graph()))
 
 
 def _speed(stages: Dict[str, FrozenStage], batch: int, rounds: int, wanted: Sequence[str]) -> Dict[str, Any]:
