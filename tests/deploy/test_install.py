@@ -38,13 +38,13 @@ case "$*" in *--no-build-isolation*) cp "$NOTES/../tools/latentd" "$BIN/latentd"
 
 @functools.lru_cache(maxsize=1)
 def python38() -> str:
-    """Python 3.8, as JetPack 5 has it, where there is one; else the Python of the tests."""
+    """Python 3.8, as JetPack 5 has it, where there is one; else the Python of the tests, without what the tests' environment holds."""
     pyenv = Path(os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv")))
     found = [shutil.which("python3.8"), *map(str, sorted(pyenv.glob("versions/3.8.*/bin/python")))]
     for path in filter(None, found):  # a shim of pyenv is there for every version and works for some
         if subprocess.run([path, "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
             return path
-    return sys.executable
+    return str(Path(sys.base_prefix, "bin", "python{}.{}".format(*sys.version_info)))
 
 
 class Board:
