@@ -23,6 +23,6 @@ print(float(np.float32(1e-40) * np.float32(1.0)) > 0)
 
 def test_the_first_session_of_a_process_leaves_its_caller_the_numbers_near_zero(tmp_path: Path) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", OPENS_ONE, str(exported(tmp_path))], stdout=subprocess.PIPE, universal_newlines=True, check=True, timeout=60
+        [sys.executable, "-c", OPENS_ONE, str(exported(tmp_path))], stdout=subprocess.PIPE, text=True, check=True, timeout=60
     )
     assert ran.stdout.strip() == "True"
