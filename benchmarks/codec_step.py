@@ -77,7 +77,7 @@ class PlainBlocks(RankedBlocks):
                 setattr(block, name, Plain(linear.in_features, linear.out_features, rank))
 
     def forward(self, tokens: Tensor, basis: Optional[Tensor] = None) -> Tensor:
-        assert basis is None, "nobody turns tokens but latentd"
+        assert basis is None, "nobody but latentd leaves tokens rotated"
         seen: List[Tensor] = []
         for block in self.blocks[:-1]:
             tokens = block(tokens)

@@ -48,8 +48,8 @@ class SleepSettings:
 
 
 def microbatch(learn: LearnConfig, blocks: int) -> int:
-    """Latents that go through so many blocks at once. The last block is read for each time and computes little; any other computes all of
-    each latent, so that more at once take more memory and no less time."""
+    """Latents that go through so many blocks at once. The last block computes little with its matrices, so that reading them for more
+    latents at once saves time; any other computes every token, and more at once only take more memory."""
     return learn.microbatch or (16 if blocks == 1 else 4)
 
 
