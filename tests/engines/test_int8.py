@@ -18,7 +18,7 @@ from latentd.engines.int8 import Timings
 from latentd.engines.quantize import QUANTIZER_VERSION
 from latentd.errors import EngineError
 
-FAST = {"float": 3.0, "dynamic": 1.0, "static": 2.0}
+FAST = {"float": 3.0, "dynamic": 1.0, "static": 2.0, "scored": 2.5}
 INT8 = {"engine__precision": "int8", "engine__order": "onnxruntime", "engine__int8_min_cosine": 0.9}
 
 
@@ -56,6 +56,16 @@ def test_the_spelling_that_is_faster_on_this_machine_serves(bench: Bench, speeds
     assert bench.choose(**INT8).stage.name == "onnxruntime-cpu-int8-static"
 
 
+def test_a_measurement_from_before_a_spelling_was_there_is_made_again(bench: Bench, speeds: Dict[str, float]) -> None:
+    bench.choose(**INT8)
+    (note,) = (bench.folder / "cache" / "onnx").glob("*.json")
+    kept = json.loads(note.read_text())
+    del kept["seconds"]["scored"]
+    note.write_text(json.dumps(kept))
+    speeds.update(scored=0.5)
+    assert bench.choose(**INT8).stage.name == "onnxruntime-cpu-int8-scored"
+
+
 def test_what_was_measured_is_not_measured_again(bench: Bench, speeds: Dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     bench.choose(**INT8)
     bench.choose(**INT8)
@@ -80,7 +90,7 @@ def test_a_damaged_measurement_is_made_again(bench: Bench, speeds: Dict[str, flo
 def test_one_that_turns_the_features_too_far_is_refused_with_both_numbers(bench: Bench, speeds: Dict[str, float]) -> None:
     found = attempt(bench, engine__int8_min_cosine=1.0)
     assert found.state == "unavailable"
-    for spelling in ("dynamic", "static"):
+    for spelling in ("dynamic", "static", "scored"):
         assert f"{spelling}: cosine with eager PyTorch 0.9" in found.reason
     assert "below 1 (engine.int8_min_cosine)" in found.reason
     assert bench.choose(**{**INT8, "engine__int8_min_cosine": 1.0}).stage.name == "onnxruntime-cpu"
@@ -98,17 +108,18 @@ def test_the_slower_spelling_serves_where_the_faster_one_is_not_exact_enough(
 
 
 def test_one_that_is_hardly_faster_than_float_is_refused(bench: Bench, speeds: Dict[str, float]) -> None:
-    speeds.update(dynamic=2.9, static=3.5)
+    speeds.update(dynamic=2.9, static=3.5, scored=3.0)
     found = attempt(bench)
     assert found.reason == (
         "dynamic: 1.03 times as fast as float on this machine, 1.1 are needed; "
-        "static: 0.86 times as fast as float on this machine, 1.1 are needed"
+        "static: 0.86 times as fast as float on this machine, 1.1 are needed; "
+        "scored: 1.00 times as fast as float on this machine, 1.1 are needed"
     )
 
 
 def test_the_fastest_comes_first_and_what_is_not_worth_it_does_not_come() -> None:
-    assert Timings({"float": 3.0, "dynamic": 2.0, "static": 1.0}).fastest_first() == ["static", "dynamic"]
-    assert Timings({"float": 3.0, "dynamic": 2.9, "static": 1.0}).fastest_first() == ["static"]
+    assert Timings({"float": 3.0, "dynamic": 2.0, "static": 1.0, "scored": 1.5}).fastest_first() == ["static", "scored", "dynamic"]
+    assert Timings({"float": 3.0, "dynamic": 2.9, "static": 1.0, "scored": 2.9}).fastest_first() == ["static"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "no checksum"])
@@ -145,7 +156,7 @@ def test_timings_that_cannot_be_kept_are_used_all_the_same(bench: Bench, speeds:
     assert bench.choose(**INT8).stage.name == "onnxruntime-cpu-int8-dynamic"
 
 
-@pytest.mark.parametrize("fastest", ["dynamic", "static"])
+@pytest.mark.parametrize("fastest", ["dynamic", "static", "scored"])
 def test_what_an_image_is_encoded_as_does_not_depend_on_its_neighbours(bench: Bench, speeds: Dict[str, float], fastest: str) -> None:
     speeds.update({fastest: 0.5})
     stage = bench.choose(**INT8).stage

@@ -16,12 +16,12 @@ from engines.test_half import answers, least_cosine
 from latentd.engines import quantize_cpu
 from latentd.engines.int8 import calibrated
 from latentd.engines.quantize import Taps, kept
-from latentd.engines.quantize_cpu import dynamic, static
+from latentd.engines.quantize_cpu import dynamic, scored, static
 from latentd.engines.stage import planar
 from latentd.errors import EngineError
 from standin.strict import operators
 
-SPELLINGS: Dict[str, Callable[..., bytes]] = {"dynamic": dynamic, "static": static}
+SPELLINGS: Dict[str, Callable[..., bytes]] = {"dynamic": dynamic, "static": static, "scored": scored}
 DEPTH = len(tiny.DINOV2.heads)
 LEAST = {"features": 0.98, "tokens": 0.95}
 PIXELS = tiny.pixels(3, seed=5)
@@ -133,6 +133,38 @@ def test_every_linear_layer_is_int8_and_the_graph_a_good_deal_smaller(graph_and_
     assert all(np.abs(value).max() == 127 for value in weights)
     assert len(made) < 0.5 * len(graph)
     assert not {node.op_type for node in model.graph.node} & {"MatMul", "Conv", "Split"}
+
+
+def test_queries_meet_keys_in_int8_where_scores_are_quantized(graph_and_taps: Graphs) -> None:
+    def kinds(spelling: str) -> List[str]:
+        nodes = onnx.load_from_string(SPELLINGS[spelling](*graph_and_taps())).graph.node
+        return [node.op_type for node in nodes if node.name.endswith("/attention/Scores")]
+
+    assert kinds("static") == ["FusedMatMul"] * DEPTH
+    assert kinds("scored") == ["MatMulIntegerToFloat"] * DEPTH
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_evening_out_queries_and_keys_changes_no_answer(graph_and_taps: Graphs, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """With layers and scores that are not quantized, all that is left besides what every spelling rewrites is the evening out."""
+
+    def in_float(even: Taps, constants: Dict[str, Any], attention: Any) -> List[Any]:
+        seen.update(even)
+        return quantize_cpu._float_scores(constants, attention)
+
+    seen: Dict[str, Any] = {}
+    monkeypatch.setattr(quantize_cpu, "_quantized_scores", in_float)
+    monkeypatch.setattr(quantize_cpu, "_static_layers", lambda taps, *rest: float_layers(*rest))
+    monkeypatch.setattr(quantize_cpu, "_embedded", float_embedding(quantize_cpu._embedded))
+    graph, taps = graph_and_taps(kind)
+    whole = expected(graph)
+    for name, value in said(scored(graph, taps)).items():
+        np.testing.assert_allclose(value, whole[name], atol=5e-4)
+    assert len(seen) == 2 * DEPTH
+    for block in range(DEPTH):
+        query, key = (seen[f"/blocks.{block}/attention/{part}"] for part in ("query", "key"))
+        np.testing.assert_allclose(query.peaks, key.peaks, rtol=1e-4)
+        np.testing.assert_allclose(-key.lows, key.highs, atol=1e-5)
 
 
 def test_the_last_block_computes_less_only_where_its_tokens_are_not_given(graph_and_taps: Graphs) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from latentd.engines.artefacts import Artefacts
 from latentd.engines.onnx import CPU, OnnxStage, runtime_errors, usable_cores
 from latentd.engines.quantize import QUANTIZER_VERSION, Tap, sources, tapped
-from latentd.engines.quantize_cpu import dynamic, static
+from latentd.engines.quantize_cpu import dynamic, scored, static
 from latentd.engines.stage import Encoded, FrozenStage, planar
 from latentd.errors import EngineError
 from latentd.files import replacing
@@ -31,7 +31,7 @@ from latentd.vision.probe import probe_images
 
 log = logging.getLogger(__name__)
 
-SPELLINGS: Mapping[str, Callable[[bytes, Mapping[str, Tap], bool], bytes]] = {"dynamic": dynamic, "static": static}
+SPELLINGS: Mapping[str, Callable[[bytes, Mapping[str, Tap], bool], bytes]] = {"dynamic": dynamic, "static": static, "scored": scored}
 FLOAT = "float"
 GAIN = 1.1  # an INT8 stage that is not this much faster than the float one is not worth its error
 _ROUNDS = 5

@@ -14,14 +14,14 @@ import numpy as np
 
 from latentd.engines.reading import Floats, Linear, Reading
 
-QUANTIZER_VERSION = 2
+QUANTIZER_VERSION = 3
 """Part of the cache key: change it whenever a quantized graph would come out different."""
 MARGIN = 1.2  # calibrated ranges are widened by this: the images to come are more varied than those of the calibration
 LEAST = 1e-5
 
 
 class Tap(NamedTuple):
-    """What enters one linear layer: the least and the largest value of each channel, (K,) each."""
+    """What enters or leaves one linear layer: the least and the largest value of each channel, (K,) each."""
 
     lows: Floats
     highs: Floats
@@ -42,16 +42,18 @@ class Tap(NamedTuple):
 
 
 Taps = Mapping[str, Tap]
-"""By layer, such as "/blocks.0/qkv"."""
+"""By layer, such as "/blocks.0/qkv", what enters it; and by `Linear.leaving` what queries, keys and values are."""
 
 
 def sources(graph: bytes) -> Dict[str, str]:
-    """layer -> the value that enters it: what a calibration has to look at."""
-    return {linear.layer: linear.source for linear in Reading(graph).linears.values()}
+    """What a calibration has to look at: the value that enters each layer, and the one that leaves qkv, by their names in `Taps`."""
+    linears = Reading(graph).linears.values()
+    entering = {linear.layer: linear.source for linear in linears}
+    return {**entering, **{linear.leaving: linear.result for linear in linears if linear.part == "qkv"}}
 
 
 def tapped(graph: bytes) -> bytes:
-    """The same graph, which also gives what enters each linear layer."""
+    """The same graph, which also gives what a calibration has to look at."""
     import onnx
 
     model = onnx.load_from_string(graph)

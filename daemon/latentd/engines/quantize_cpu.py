@@ -1,14 +1,15 @@
-"""The INT8 graphs of ONNX Runtime's CPU provider, dynamic and static: its own operators, for one image. Needs the onnx package only.
+"""The INT8 graphs of ONNX Runtime's CPU provider, dynamic, static and scored: its own operators, for one image. Needs the onnx package.
 
 Linear layers take uint8 with a zero point and int8 weights, which is what its kernels are fastest with (int8 twice is forty times slower on
 x86). Query, key and value are three layers with one quantized input, and attention reads its heads where they lie in what these give: the
 float graph copies them, to cut them apart and to turn them. That is why there is one image only: the operator strides over tokens or over
-images. The last block computes its class token alone, unless all its tokens are wanted: a fourteenth of the work is saved. Pure functions;
-a second of work.
+images. Queries and keys that meet in INT8 are turned as single bytes. The last block computes its class token alone, unless all its tokens
+are wanted: a fourteenth of the work is saved. Pure functions; a second of work.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
@@ -22,6 +23,16 @@ _PARTS = ("query", "key", "value")
 _EMBEDDING = "embedding"
 
 _Quantize = Callable[[Dict[str, Any], str, List[Linear]], List[Any]]
+_Score = Callable[[Dict[str, Any], Attention], List[Any]]
+
+
+def _float_scores(constants: Dict[str, Any], attention: Attention) -> List[Any]:
+    from onnx.helper import make_node
+
+    stem = attention.name
+    strided: Dict[str, Any] = {"transBatchA": 1, "transBatchB": 1, "transB": 1, "alpha": float(attention.head_width**-0.5)}
+    inputs = [f"{stem}/query", f"{stem}/key"]
+    return [make_node("FusedMatMul", inputs, [f"{stem}/scores"], name=f"{stem}/Scores", domain=_CONTRIB, **strided)]
 
 
 def dynamic(graph: bytes, taps: Taps, tokens: bool = True) -> bytes:
@@ -33,12 +44,14 @@ def dynamic(graph: bytes, taps: Taps, tokens: bool = True) -> bytes:
 def static(graph: bytes, taps: Taps, tokens: bool = True) -> bytes:
     """The ranges are those of the calibration, widened. tokens: as above."""
     reading, taps = _prepared(graph, taps, tokens)
+    return _written(reading, functools.partial(_static_layers, taps))
 
-    def layers(constants: Dict[str, Any], layer: str, group: List[Linear]) -> List[Any]:
-        constants[f"{layer}/step"], constants[f"{layer}/zero"] = _affine(taps[layer])
-        return _static_layers(constants, layer, group)
 
-    return _written(reading, layers)
+def scored(graph: bytes, taps: Taps, tokens: bool = True) -> bytes:
+    """As static, and the scores of attention are products in INT8 as well. tokens: as above."""
+    reading, taps = _prepared(graph, taps, tokens)
+    even = _even(reading, taps)
+    return _written(reading, functools.partial(_static_layers, taps), functools.partial(_quantized_scores, even))
 
 
 def _prepared(graph: bytes, taps: Taps, tokens: bool) -> Tuple[Reading, Taps]:
@@ -51,14 +64,14 @@ def _prepared(graph: bytes, taps: Taps, tokens: bool) -> Tuple[Reading, Taps]:
     return reading, taps
 
 
-def _written(reading: Reading, quantize: _Quantize) -> bytes:
+def _written(reading: Reading, quantize: _Quantize, score: _Score = _float_scores) -> bytes:
     nodes: Dict[str, List[Any]] = {}
     constants: Dict[str, Any] = {}
     for layer, linear in reading.linears.items():
         nodes[layer] = quantize(constants, layer, _thirds(linear) if linear.part == "qkv" else [linear])
     for attention in reading.attentions():
         reading.replace(attention.nodes, attention.name)
-        nodes[attention.name] = _attention(constants, attention)
+        nodes[attention.name] = _attention(constants, attention, score)
         if attention.block == reading.last and not reading.gives_tokens_of(reading.last):
             _class_token_alone(reading, nodes, constants, attention)
     for norm in reading.norms() if reading.is_centred else ():
@@ -159,9 +172,10 @@ def _dynamic_layers(constants: Dict[str, Any], layer: str, group: List[Linear]) 
     return [make_node("DynamicQuantizeMatMul", inputs, [group[0].result], name=f"{layer}/MatMul", domain=_CONTRIB)]
 
 
-def _static_layers(constants: Dict[str, Any], layer: str, group: List[Linear]) -> List[Any]:
+def _static_layers(taps: Taps, constants: Dict[str, Any], layer: str, group: List[Linear]) -> List[Any]:
     from onnx.helper import make_node
 
+    constants[f"{layer}/step"], constants[f"{layer}/zero"] = _affine(taps[layer])
     inputs = [group[0].source, f"{layer}/step", f"{layer}/zero"]
     entering = make_node("QuantizeLinear", inputs, [f"{layer}/quantized"], name=f"{layer}/Quantize")
     return [entering, *(_product(constants, layer, linear) for linear in group)]
@@ -176,7 +190,7 @@ def _product(constants: Dict[str, Any], entering: str, linear: Linear) -> Any:
     return make_node("MatMulIntegerToFloat", inputs, [linear.result], name=f"{linear.layer}/MatMul", domain=_CONTRIB)
 
 
-def _attention(constants: Dict[str, Any], attention: Attention) -> List[Any]:
+def _attention(constants: Dict[str, Any], attention: Attention, score: _Score) -> List[Any]:
     """(1, N, H*E) three times -> (1, N, H*E). Inside, heads are a batch axis over which the products stride: (N, H, E) as it lies."""
     from onnx.helper import make_node
 
@@ -184,8 +198,6 @@ def _attention(constants: Dict[str, Any], attention: Attention) -> List[Any]:
     for part in _PARTS:
         constants[f"{stem}/{part}/apart"] = np.array([attention.tokens, attention.heads, attention.head_width], np.int64)
     constants[f"{stem}/together"] = np.array([1, attention.tokens, attention.heads * attention.head_width], np.int64)
-    query, key, value = (f"{stem}/{part}" for part in _PARTS)
-    strided: Dict[str, Any] = {"transBatchA": 1, "transBatchB": 1, "transB": 1, "alpha": float(attention.head_width**-0.5)}
     return [
         *(
             make_node(
@@ -193,12 +205,58 @@ def _attention(constants: Dict[str, Any], attention: Attention) -> List[Any]:
             )
             for part in _PARTS
         ),
-        make_node("FusedMatMul", [query, key], [f"{stem}/scores"], name=f"{stem}/Scores", domain=_CONTRIB, **strided),  # (H, N, N)
+        *score(constants, attention),  # (H, N, N)
         make_node("Softmax", [f"{stem}/scores"], [f"{stem}/weights"], name=f"{stem}/Softmax", axis=-1),
-        make_node("FusedMatMul", [f"{stem}/weights", value], [f"{stem}/mixed"], name=f"{stem}/Mix", domain=_CONTRIB, transBatchB=1),
+        make_node(
+            "FusedMatMul", [f"{stem}/weights", f"{stem}/value"], [f"{stem}/mixed"], name=f"{stem}/Mix", domain=_CONTRIB, transBatchB=1
+        ),
         make_node("Transpose", [f"{stem}/mixed"], [f"{stem}/turned"], name=f"{stem}/Transpose", perm=[1, 0, 2]),  # (H, N, E) -> (N, H, E)
         make_node("Reshape", [f"{stem}/turned", f"{stem}/together"], [attention.result], name=f"{stem}/Reshape"),
     ]
+
+
+def _quantized_scores(even: Taps, constants: Dict[str, Any], attention: Attention) -> List[Any]:
+    from onnx.helper import make_node
+
+    stem = attention.name
+    query, key = (f"{stem}/{part}" for part in _PARTS[:2])
+    constants[f"{query}/step"], constants[f"{query}/zero"] = _affine(even[query])
+    step = np.float32(MARGIN * even[key].peaks.max() / 127)
+    constants.update(
+        {
+            f"{key}/step": step,
+            f"{key}/zero": np.zeros((), np.int8),
+            f"{key}/scale": np.float32(step * attention.head_width**-0.5),
+        }
+    )
+    nodes = []
+    for each, turn in ((query, [1, 0, 2]), (key, [1, 2, 0])):  # (N, H, E) -> (H, N, E) and (H, E, N)
+        nodes.append(make_node("QuantizeLinear", [each, f"{each}/step", f"{each}/zero"], [f"{each}/quantized"], name=f"{each}/Quantize"))
+        nodes.append(make_node("Transpose", [f"{each}/quantized"], [f"{each}/turned"], name=f"{each}/Transpose", perm=turn))
+    inputs = [f"{query}/turned", f"{key}/turned", f"{query}/step", f"{key}/scale", f"{query}/zero", f"{key}/zero"]
+    return [*nodes, make_node("MatMulIntegerToFloat", inputs, [f"{stem}/scores"], name=f"{stem}/Scores", domain=_CONTRIB)]
+
+
+def _even(reading: Reading, taps: Taps) -> Dict[str, Tap]:
+    """Queries and keys whose channels all reach equally far, so that one step fits all: what a channel of the ones gives up, its partner in
+    the others gets. Keys lose the middle of their range, too: what all keys have alike is the same in every score of a query, and softmax
+    takes no notice. Returns what each is then, by the name that attention gives it."""
+    even: Dict[str, Tap] = {}
+    for linear in reading.linears.values():
+        if linear.part != "qkv":
+            continue
+        (query_lows, key_lows, _), (query_highs, key_highs, _) = (np.split(each, 3) for each in taps[linear.leaving])
+        middle = np.float32(0.5) * (key_lows + key_highs)
+        query, key = Tap(query_lows, query_highs), Tap(key_lows - middle, key_highs - middle)
+        share = np.sqrt(key.peaks / query.peaks)
+        rest = np.zeros_like(middle)
+        factor = np.concatenate([share, 1 / share, rest + 1])
+        linear.weight = linear.weight * factor
+        linear.bias = (linear.bias - np.concatenate([rest, middle, rest])) * factor
+        stem = f"/blocks.{linear.block}/attention"
+        even[f"{stem}/query"] = Tap(query.lows * share, query.highs * share)
+        even[f"{stem}/key"] = Tap(key.lows / share, key.highs / share)
+    return even
 
 
 def _class_token_alone(reading: Reading, nodes: Dict[str, List[Any]], constants: Dict[str, Any], last: Attention) -> None:

@@ -26,6 +26,11 @@ class Linear:
         self.block, self.part, self.layer, self.source, self.result = block, part, layer, source, result
         self.weight, self.bias = weight, bias
 
+    @property
+    def leaving(self) -> str:
+        """What its result is called among what a calibration has looked at."""
+        return f"{self.layer}/result"
+
 
 class Attention(NamedTuple):
     """Attention of one block, from what qkv writes (source) to what proj reads (result). nodes: by name, in the order of the graph."""
