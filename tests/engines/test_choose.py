@@ -161,36 +161,39 @@ def test_a_lower_bound_lets_a_less_exact_engine_serve(tmp_path: Path, monkeypatc
 
 def test_an_engine_that_is_wrong_only_for_a_full_batch_is_noticed(tmp_path: Path) -> None:
     right = chosen(tmp_path, engine__order="eager").stage
-    reference = answer(right, probe_images(tiny.SIZE))
+    probes = probe_images(tiny.SIZE)
+    reference = answer(right, probes)
 
     class Batched(Wrong):
         def encode(self, pixels: Any, tokens: bool = False, shared: bool = False) -> Encoded:
             found = right.encode(pixels, tokens)
             return found if len(pixels) == 1 else Encoded(found.features[::-1].copy(), found.tokens)
 
-    assert agreement(right, reference, max_batch=8) == pytest.approx(1.0)
-    assert agreement(Batched(right.spec), reference, max_batch=8) < 0.99
-    assert agreement(Batched(right.spec), reference, max_batch=1) == pytest.approx(1.0)
+    assert agreement(right, probes, reference, max_batch=8) == pytest.approx(1.0)
+    assert agreement(Batched(right.spec), probes, reference, max_batch=8) < 0.99
+    assert agreement(Batched(right.spec), probes, reference, max_batch=1) == pytest.approx(1.0)
 
 
 def test_an_engine_that_is_wrong_only_for_a_single_image_is_noticed(tmp_path: Path) -> None:
     right = chosen(tmp_path, engine__order="eager").stage
-    reference = answer(right, probe_images(tiny.SIZE))
+    probes = probe_images(tiny.SIZE)
+    reference = answer(right, probes)
 
     class Single(Wrong):
         def encode(self, pixels: Any, tokens: bool = False, shared: bool = False) -> Encoded:
             found = right.encode(pixels, tokens)
             return Encoded(-found.features, found.tokens) if len(pixels) == 1 else found
 
-    assert agreement(Single(right.spec), reference, max_batch=8) < 0
+    assert agreement(Single(right.spec), probes, reference, max_batch=8) < 0
 
 
 def test_an_answer_of_another_shape_does_not_pass(tmp_path: Path) -> None:
     right = chosen(tmp_path, engine__order="eager").stage
-    reference = answer(right, probe_images(tiny.SIZE))
+    probes = probe_images(tiny.SIZE)
+    reference = answer(right, probes)
     short = Reference(reference.features[:, :128], reference.tokens)
     with pytest.raises(EngineError, match="shape"):
-        agreement(right, short, max_batch=8)
+        agreement(right, probes, short, max_batch=8)
 
 
 def test_a_graph_that_onnx_runtime_refuses_makes_it_unavailable_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def test_it_gives_what_the_whole_graph_gives(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("table", ["8.5-GA", "8.6-GA", "10.1-GA"])
+@pytest.mark.parametrize("table", ["8.5-GA", "8.6-GA", "10.1-GA", "main"])
 def test_plain_and_half_graphs_hold_only_operators_that_every_parser_imports(tmp_path: Path, kind: str, table: str) -> None:
     graph = exported(tmp_path, SHAPES[kind]).read_bytes()
     for each in (graph, half(graph)):

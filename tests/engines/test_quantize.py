@@ -68,7 +68,7 @@ def test_every_linear_layer_of_every_block_is_int8_and_the_graph_a_good_deal_sma
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("table", ["8.5-GA", "8.6-GA", "10.1-GA"])
+@pytest.mark.parametrize("table", ["8.5-GA", "8.6-GA", "10.1-GA", "main"])
 def test_what_tensorrt_gets_holds_only_operators_that_its_parsers_import(tmp_path: Path, kind: str, table: str) -> None:
     graph, taps = graph_and_taps(tmp_path, kind)
     for made in (with_casts(graph, taps), smoothed(graph, taps)):

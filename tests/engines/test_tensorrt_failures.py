@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from standin.use import install
 FAULTS = {
     "parse": "can't read the graph",
     "build none": "no implementation of a node fits",
-    "no gpu": "factory function returned nullptr",
+    "no gpu": r"TensorRT 10.3.0 can't use the GPU: .*CUDA initialization failure with error: 999",
     "no network": "makes no network",
     "no config": "makes no configuration",
     "no profile": "no profile of 1 to 8 images",
@@ -49,7 +50,7 @@ def test_a_build_that_fails_says_why_and_three_of_them_are_enough(
     with pytest.raises(EngineError, match=f"given up after 3 tries.*{FAULTS[fault]}") as refused:
         bench.build()
     (record,) = bench.cache.glob("*.tries.json")
-    assert str(record) in refused.value.hint
+    assert refused.value.detail.endswith(f"to let it try again delete {record}")
 
 
 def test_every_version_says_no_by_none(bench: Bench, version: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +72,7 @@ def test_what_was_given_up_is_tried_again_when_the_configuration_changes(bench: 
 
 def test_a_graph_with_an_operator_that_8_5_does_not_know_is_refused_by_name(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "8.5")
-    monkeypatch.setattr("standin.building.operators", lambda table: frozenset({"Add", "MatMul"}))
+    monkeypatch.setattr("standin.parsing.operators", lambda table: frozenset({"Add", "MatMul"}))
     engine = bench.engine()
     order = BuildOrder(engine._identified()[1], str(engine._artefacts.graph()), str(bench.cache), fresh=True)
     with pytest.raises(EngineError, match=r"TensorRT 8.5.2.2 can't read the graph: .*no importer for Softmax"):
@@ -159,6 +160,80 @@ def test_a_plan_runs_from_a_cache_that_can_not_be_written(built10: Bench, monkey
     assert built10.choose().stage.name == "tensorrt-fp16"
 
 
+def test_a_cache_that_can_not_hold_a_folder_is_a_reason(bench: Bench, trt10: None) -> None:
+    bench.engine()._identified()
+    bench.cache.write_text("no folder")
+    with pytest.raises(EngineError, match=r"tensorrt can't be made: File exists"):
+        bench.build()
+
+
+def test_a_graph_that_can_not_be_read_is_not_taken_for_a_full_disk(bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = bench.folder / "gone.onnx"
+    monkeypatch.setattr("latentd.engines.compiling.file_sha256", lambda path: "0" * 64)
+    monkeypatch.setattr("latentd.engines.compiling.PlanEngine._require_room", lambda self, graph: None)
+    monkeypatch.setattr("latentd.engines.compiling.PlanEngine._graph", lambda self: gone)
+    bench.cache.mkdir()
+    with pytest.raises(EngineError, match=f"what the build needs can't be read: .*{gone}"):
+        bench.build()
+
+
+def test_a_process_that_dies_has_left_tensorrts_last_words(bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_FAULT", "crash with a word")
+    with pytest.raises(EngineError, match=r"killed by signal 11: .*TensorRT: 2: \[defaultAllocator.cpp"):
+        bench.build()
+
+
+def test_the_building_process_is_the_first_to_go_where_memory_runs_out(bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_FAULT", "hang")
+    stopping, scores = threading.Event(), []
+
+    def look(progress: Progress) -> None:
+        if progress.phase == "building":
+            (child,) = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+            scores.append(int(Path(f"/proc/{child}/oom_score_adj").read_text()))
+            stopping.set()
+
+    with pytest.raises(Stopped):
+        bench.engine().build(look, stopping)
+    assert scores == [800]
+
+
+def test_memory_that_runs_out_while_a_plan_is_loaded_is_not_held_against_it(built10: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_FAULT", "no memory to load")
+    with pytest.raises(EngineError, match=r"does not load the plan: .*out of memory"):
+        built10.engine().open()
+    assert tries(built10).bad == 0
+    monkeypatch.delenv("STANDIN_FAULT")
+    assert built10.engine().open().name == "tensorrt-fp16"
+
+
+def test_a_plan_that_loses_the_context_is_left_alone_in_the_end(built10: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_FAULT", "execute")
+    for _ in range(plans.TRIES):
+        with pytest.raises(EngineError, match="illegal memory access"):
+            built10.engine().open()
+    monkeypatch.delenv("STANDIN_FAULT")
+    with pytest.raises(EngineError, match=r"given up after 3 tries, the last: .*illegal memory access"):
+        built10.engine().open()
+
+
+def test_a_full_batch_is_run_while_it_still_counts(built10: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def encode(self: Any, pixels: Any, tokens: bool = False, shared: bool = False) -> None:
+        counts.append((len(pixels), tries(built10).bad))
+
+    monkeypatch.setattr("latentd.engines.tensorrt.TensorRtStage.encode", encode)
+    built10.engine().open()
+    assert counts == [(1, 1), (8, 1)]
+
+
+def test_timings_that_tensorrt_refuses_are_measured_again(built10: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_FAULT", "timings refused")
+    built10.build("fp32")
+    assert b'"timings": ""' in next(built10.cache.glob("fp32*.plan")).read_bytes()
+
+
 def test_a_build_that_is_told_to_stop_ends_at_once_and_does_not_count(bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STANDIN_FAULT", "hang")
     stopping = threading.Event()
@@ -211,6 +286,7 @@ def test_a_process_that_can_not_be_started_is_a_reason(bench: Bench, trt10: None
     monkeypatch.setattr(subprocess, "Popen", refuse)
     with pytest.raises(EngineError, match="can't be started: Cannot allocate memory"):
         bench.build()
+    assert tries(bench).bad == 0
 
 
 def test_a_tensorrt_that_can_not_be_loaded_is_a_reason(bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, List
 
 import numpy as np
 import pytest
 
 import tiny
 from engines.conftest import Bench
+from latentd.engines import choose
 from latentd.engines.compiling import PlanEngine
-from latentd.engines.recent import KEPT, RecentImages
+from latentd.engines.recent import ENOUGH, KEPT, RecentImages
+from latentd.engines.stage import planar
 from latentd.errors import EngineError
 from latentd.vision.probe import probe_images
 from standin.building import MAGIC
-from standin.strict import VERSIONS
+from standin.host import HostMemory
 from standin.use import install
 
 ENTROPY = ("8.5", "8.6")
@@ -66,25 +69,81 @@ def test_norms_stay_in_fp32_and_the_rest_may_fall_back_to_fp16(bench: Bench, ver
 def test_the_calibrator_sees_the_probe_images_and_what_was_taught(bench: Bench, monkeypatch: pytest.MonkeyPatch, old: str) -> None:
     install(monkeypatch, old)
     taught(bench, 5).build(lambda _: None, threading.Event())
-    assert head(bench.plan())["calibrated_on"] == PROBES + 5
-    (kept,) = bench.cache.glob("calibration-*.cache")
-    shown = kept.read_bytes().split(b"\n", 1)[1]
-    last = np.frombuffer(shown, np.float32).reshape(-1, 3, tiny.SIZE, tiny.SIZE)[-1]
-    np.testing.assert_array_equal(last.transpose(1, 2, 0).astype(np.uint8), tiny.pixels(5)[-1])
+    found = head(bench.plan())
+    assert found["calibrated_on"] == PROBES + 5
+    assert found["last_shown"] == hashlib.sha256(planar(tiny.pixels(5)[-1:]).tobytes()).hexdigest()
 
 
-def test_its_ranges_are_kept_and_used_again_and_those_of_another_version_are_not(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, "8.5")
+@pytest.mark.parametrize("old", ENTROPY)
+def test_only_linear_layers_may_become_int8(bench: Bench, monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+    install(monkeypatch, old)
+    bench.build("int8", **FLAGS)
+    free = head(bench.plan())["free_for_int8"]
+    assert {name.split("/")[2] for name in free} == {"qkv", "proj", "fc1", "fc2"}
+    assert all(name.startswith("/blocks.") for name in free)
+
+
+@pytest.mark.parametrize("old", ENTROPY)
+def test_a_second_try_takes_the_ranges_of_the_first_and_another_build_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, old: str
+) -> None:
+    install(monkeypatch, old)
+    monkeypatch.setenv("STANDIN_FAULT", "can't obey after calibrating")
     taught(bench, 2).build(lambda _: None, threading.Event())
+    assert (head(bench.plan())["calibrated_on"], head(bench.plan())["calibrations"]) == (PROBES + 2, 1)
     bench.plan().unlink()
+    taught(bench, 3).build(lambda _: None, threading.Event())
+    assert head(bench.plan())["calibrated_on"] == PROBES + 3
+
+
+def test_it_is_not_built_before_enough_was_taught_to_calibrate_on(bench: Bench, trt10: None) -> None:
+    few, enough = taught(bench, ENOUGH - 1), taught(bench, ENOUGH)
+    assert few.lacks() == "INT8 is calibrated on taught images: 31 of 32 were taught since the start"
+    assert enough.lacks() is None
+    assert bench.engine("fp16").lacks() is None
+
+
+def test_photographs_judge_it_too_and_what_fails_there_is_not_asked_again(
+    bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.build("int8", **FLAGS)
-    assert head(bench.plan())["calibrated_on"] == PROBES + 2
-    bench.plan().unlink()
-    (kept,) = bench.cache.glob("calibration-*.cache")
-    kept.write_bytes(b"TRT-7.0-EntropyCalibration2\nother")
+    asked: List[int] = []
+
+    def agreement(stage: Any, pixels: Any, *_: Any) -> float:
+        asked.append(len(pixels))
+        return 0.99 if len(asked) == 1 else 0.5
+
+    config = tiny.settings(bench.folder, **FLAGS)
+    (candidate,) = (each for each in candidates(bench, config) if each.name == "tensorrt-int8")
+    assert candidate.plan is not None
+    monkeypatch.setattr(choose, "agreement", agreement)
+    artefacts = candidate.plan._artefacts
+    stage, attempt = choose._try_built(candidate, candidate.plan, artefacts, config, lambda: list(tiny.pixels(choose.JUDGES + 3)))
+    assert (stage, attempt.state, asked) == (None, "passed over", [PROBES, choose.JUDGES])
+    monkeypatch.undo()
+    install(monkeypatch, "10")
+    assert not list(bench.cache.glob("*.plan"))
+    with pytest.raises(EngineError, match=r"given up .* the last: cosine with eager PyTorch 0.500000, below 0.9"):
+        bench.build("int8", **FLAGS)
+
+
+def test_photographs_that_it_agrees_on_let_it_serve(bench: Bench, trt10: None) -> None:
     bench.build("int8", **FLAGS)
-    assert head(bench.plan())["calibrated_on"] == PROBES
-    assert kept.read_bytes().startswith(f"TRT-{VERSIONS['8.5']}-".encode())
+    config = tiny.settings(bench.folder, **FLAGS)
+    (candidate,) = (each for each in candidates(bench, config) if each.name == "tensorrt-int8")
+    assert candidate.plan is not None
+    judges = list(tiny.pixels(2, seed=9))
+    stage, attempt = choose._try_built(candidate, candidate.plan, candidate.plan._artefacts, config, lambda: judges)
+    assert stage is not None
+    assert attempt.cosine is not None
+    alone = choose._try(candidate, candidate.plan._artefacts, config)[1].cosine
+    assert alone is not None
+    assert 0.9 < attempt.cosine <= alone
+
+
+def candidates(bench: Bench, config: Any) -> List[choose.Candidate]:
+    artefacts = bench.engine("int8", **FLAGS)._artefacts
+    return choose._tensorrt_candidates(config, artefacts, HostMemory, tuple)
 
 
 @pytest.mark.parametrize(
@@ -116,11 +175,9 @@ def test_one_that_is_not_exact_enough_makes_room_for_fp16(bench: Bench, trt10: N
     assert "below 1" in choice.attempts[0].reason
 
 
-def test_the_images_leave_nothing_on_the_disk(bench: Bench, trt10: None) -> None:
+def test_the_images_leave_nothing_on_the_disk(bench: Bench, version: str) -> None:
     taught(bench, 3).build(lambda _: None, threading.Event())
-    names = {path.suffix for path in bench.cache.iterdir()}
-    assert names == {".plan", ".json", ".cache"}
-    assert not list(bench.cache.glob("calibration-*"))  # 10 takes its ranges from the graph
+    assert sorted(path.name.split("-")[0] for path in bench.cache.iterdir()) == ["int8", "int8", "timing"]  # plan and checksum
 
 
 def test_only_the_last_images_are_kept() -> None:

@@ -50,17 +50,24 @@ class World:
     """An upgrade around stages that hold nothing. `shown` is every choice that was published."""
 
     def __init__(
-        self, *waiting: Tuple[str, Build, str], ends_first: bool = False, obstacle: Callable[[], Optional[str]] = lambda: None
+        self,
+        *waiting: Tuple[str, Build, str],
+        ends_first: bool = False,
+        obstacle: Callable[[], Optional[str]] = lambda: None,
+        lacks: Callable[[], Optional[str]] = lambda: None,
     ) -> None:
+        """lacks: what the first of those that wait does not have yet."""
         self.old = Stage("old")
+        self.serving = cast(FrozenStage, self.old)
         self.made: List[Stage] = []
         self.shown: List[Choice] = []
         self.answered = threading.Event()
         self.answered.set()
         self._ends_first = ends_first
-        pending = tuple(Pending(name, build, self.opener(name, state)) for name, build, state in waiting)
+        pending = [Pending(name, build, self.opener(name, state)) for name, build, state in waiting]
+        pending[:1] = [first._replace(lacks=lacks) for first in pending[:1]]
         attempts = [Attempt(name, "waiting", "no plan is built yet") for name, _, _ in waiting]
-        choice = Choice(cast(FrozenStage, self.old), (*attempts, Attempt("old", "serving", "it agrees", 1.0)), pending)
+        choice = Choice(cast(FrozenStage, self.old), (*attempts, Attempt("old", "serving", "it agrees", 1.0)), tuple(pending))
         self.upgrade = Upgrade(choice, self.swap, self.shown.append, self.answered.is_set, obstacle)
 
     def opener(self, name: str, state: str) -> Callable[[], Tuple[Optional[FrozenStage], Attempt]]:
@@ -74,7 +81,8 @@ class World:
 
     def swap(self, stage: FrozenStage) -> Future[FrozenStage]:
         retired: Future[FrozenStage] = Future()
-        retired.set_result(stage if self._ends_first else cast(FrozenStage, self.old))
+        retired.set_result(stage if self._ends_first else self.serving)
+        self.serving = stage
         return retired
 
     def run(self) -> Any:
@@ -208,3 +216,38 @@ def test_stopping_ends_the_wait_for_room() -> None:
     assert asked.wait(WAIT_S)
     assert world.upgrade.stop(WAIT_S)
     assert world.shown[-1].attempts[0].state == "waiting"
+
+
+def test_the_next_one_serves_while_the_best_still_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upgrade, "ROOM_S", 0.001)
+    lacking = ["3 of 32", "3 of 32", "9 of 32"]
+
+    def lacks() -> Optional[str]:
+        return lacking[0] if len(world.made) == 0 else (lacking.pop(0) if lacking else None)
+
+    world = World(("int8", done, "serving"), ("fp16", done, "serving"), ("fp32", broken, "serving"), lacks=lacks)
+    assert world.run() == [
+        ("int8", "serving", "cosine 1"),
+        ("fp16", "replaced", "int8 serves since"),
+        ("fp32", "not tried", "fp16 comes before it and serves"),
+        ("old", "replaced", "fp16 serves since"),
+    ]
+    assert [stage.name for stage in world.made] == ["fp16", "int8"]
+    assert [stage.closed for stage in (world.old, *world.made)] == [True, True, False]
+    waited = [choice.attempts[0].reason for choice in world.shown if choice.attempts[0].state == "waiting"]
+    assert list(dict.fromkeys(waited)) == ["3 of 32", "9 of 32"]
+
+
+def test_stopping_ends_the_wait_for_what_is_lacking() -> None:
+    asked = threading.Event()
+
+    def lacks() -> str:
+        asked.set()
+        return "3 of 32"
+
+    world = World(("int8", astray, "serving"), lacks=lacks)
+    world.upgrade.start()
+    assert asked.wait(WAIT_S)
+    assert world.upgrade.stop(WAIT_S)
+    assert world.shown[-1].attempts[0] == Attempt("int8", "waiting", "3 of 32")
+    assert not world.old.closed

@@ -1,4 +1,4 @@
-"""The builder's half of the stand-in: reads ONNX, takes a configuration, and packs both into a "plan".
+"""The builder's half of the stand-in: takes a network and a configuration, and packs both into a "plan".
 
 STANDIN_FAULT in the environment makes it go wrong as the real one does, by None and False with a line in the log, or by dying.
 """
@@ -6,6 +6,7 @@ STANDIN_FAULT in the environment makes it go wrong as the real one does, by None
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import signal
@@ -15,9 +16,6 @@ from typing import Any, Dict, List, Optional, Set, Tuple
 import numpy as np
 import onnx
 
-from standin.strict import operators
-
-TABLES = {"8.5": "8.5-GA", "8.6": "8.6-GA", "10": "10.1-GA", "11": "10.1-GA"}
 MAGIC = b"standin plan\n"
 KINDS = {
     **dict.fromkeys(("Reshape", "Transpose"), "SHUFFLE"),
@@ -80,7 +78,10 @@ class Builder:
 
     def __init__(self, logger: Any) -> None:
         self._logger = require_logger(logger)
+        self._calibrations = 0
         if fault() == "no gpu":
+            why = "createInferBuilder: Error Code 6: API Usage Error (CUDA initialization failure with error: 999)"
+            logger.log(self._trt.ILogger.ERROR, why)
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     @property
@@ -102,19 +103,19 @@ class Builder:
 
     def build_serialized_network(self, network: Any, config: Any) -> Optional[bytes]:
         obeys = self._has(config, "OBEY_PRECISION_CONSTRAINTS")
-        _go_wrong()
+        self._go_wrong()
         refusal = self._refusal(network, config)
         if fault() == "build none" or (fault() == "can't obey" and obeys) or refusal:
-            self._logger.log(self._trt.ILogger.ERROR, refusal or "4: [imitation] no implementation of a node fits the constraints")
-            return None
+            return self._refuse(refusal or "4: [imitation] no implementation of a node fits the constraints")
         if not self._monitored(config):
             return None
         graph, calibration = bytes(network._graph), None
         if self._has(config, "INT8") and b"QuantizeLinear" not in graph:
             calibration = self._calibrated(config, graph)
             if calibration is None:
-                self._logger.log(self._trt.ILogger.ERROR, "4: [standardEngineBuilder.cpp] Int8 calibration failed: no ranges")
-                return None
+                return self._refuse("4: [standardEngineBuilder.cpp] Int8 calibration failed: no ranges")
+            if fault() == "can't obey after calibrating" and obeys:
+                return self._refuse("4: [imitation] no implementation of a node fits the constraints")
             graph = quantized(graph, calibration)
         head = {
             "version": self._trt.__version__,
@@ -123,14 +124,26 @@ class Builder:
             "overflow": self._overflows(network, config),
             "fp16": self._has(config, "FP16"),
             "int8": self._has(config, "INT8"),
-            "calibrated_on": None if calibration is None else len(calibration) // (4 * int(np.prod(config._calibration_shape()))),
-            "pinned": sum(layer._precision is not None for layer in network._layers),
+            **self._shown(config, calibration),
+            "pinned": sum(layer._precision is self._trt.float32 for layer in network._layers),
+            "free_for_int8": [] if calibration is None else [layer.name for layer in network._layers if layer._may_be_int8()],
             "workspace": config._pools.get("WORKSPACE"),
             "timings": config._timings._content.decode() if config._timings else None,
         }
         if config._timings:
             config._timings._content = f"{self._trt.__version__} {gpu()} measured".encode()
         return MAGIC + json.dumps(head).encode() + b"\n" + graph
+
+    def _refuse(self, why: str) -> Optional[bytes]:
+        self._logger.log(self._trt.ILogger.ERROR, why)
+        return None
+
+    def _shown(self, config: Any, calibration: Optional[bytes]) -> Dict[str, Any]:
+        if calibration is None:
+            return {}
+        size = 4 * int(np.prod(config._calibration_shape()))
+        last = hashlib.sha256(calibration[-size:]).hexdigest()
+        return {"calibrated_on": len(calibration) // size, "last_shown": last, "calibrations": self._calibrations}
 
     def _calibrated(self, config: Any, graph: bytes) -> Optional[bytes]:
         """What the calibrator showed, which stands for the ranges found with it; from its cache where that is of this version."""
@@ -140,6 +153,7 @@ class Builder:
         kept = calibrator.read_calibration_cache()
         if kept is not None and bytes(kept).startswith(tag):
             return bytes(kept)[len(tag) :]
+        self._calibrations += 1
         shape, shown = config._calibration_shape(), b""
         assert calibrator.get_batch_size() == shape[0]
         for addresses in iter(lambda: calibrator.get_batch(["pixels"]), None):
@@ -149,6 +163,14 @@ class Builder:
             shown += ctypes.string_at(address, 4 * int(np.prod(shape)))
         calibrator.write_calibration_cache(memoryview(tag + shown))
         return shown or None
+
+    def _go_wrong(self) -> None:
+        if fault() == "crash with a word":
+            self._logger.log(self._trt.ILogger.ERROR, "2: [defaultAllocator.cpp] requested size was 1073741824")
+        if fault().startswith("crash"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if fault() == "hang":
+            threading.Event().wait()
 
     def _has(self, config: Any, flag: str) -> bool:
         return hasattr(self._trt.BuilderFlag, flag) and getattr(self._trt.BuilderFlag, flag) in config._flags
@@ -188,13 +210,6 @@ def quantized(graph: bytes, shown: bytes) -> bytes:
     sides = [axis.dim_value for axis in pixels.type.tensor_type.shape.dim[1:]]
     images = np.frombuffer(shown, np.float32).reshape(-1, *sides).transpose(0, 2, 3, 1).astype(np.uint8)
     return with_casts(graph, calibrated(graph, images))
-
-
-def _go_wrong() -> None:
-    if fault() == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if fault() == "hang":
-        threading.Event().wait()
 
 
 class INetworkDefinition:
@@ -247,6 +262,11 @@ class ILayer:
     def set_output_type(self, index: int, kind: Any) -> None:
         assert index < len(self._outputs)
         self._output_types[index] = kind
+
+    def _may_be_int8(self) -> bool:
+        """With a range for every value the real builder takes INT8 wherever nobody forbids it and it computes something."""
+        computes = self.type not in (self._trt.LayerType.CONSTANT, self._trt.LayerType.SHAPE, self._trt.LayerType.SHUFFLE)
+        return computes and self._precision is None and all(output.dtype is self._trt.float32 for output in self._outputs)
 
     def _is_fp32(self, fp32: Any) -> bool:
         return self._precision is fp32 and all(self._output_types.get(index) is fp32 for index in range(len(self._outputs)))
@@ -319,6 +339,8 @@ class IBuilderConfig:
         return self._trt.ITimingCache(bytes(serialized_timing_cache)) if known else None
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        if fault() == "timings refused" and cache._content:
+            return False
         self._timings = cache
         return True
 
@@ -352,47 +374,3 @@ class IOptimizationProfile:
         if not all(low <= middle <= high for low, middle, high in zip(min, opt, max)):
             raise RuntimeError("Shape provided for opt is inconsistent with other shapes.")
         self._shapes[input] = (min, opt, max)
-
-
-class OnnxParser:
-    _version = ""
-    _trt: Any = None
-
-    def __init__(self, network: Any, logger: Any) -> None:
-        self._network, self._logger = network, require_logger(logger)
-        self._errors: List[str] = []
-
-    def parse(self, model: bytes, path: Optional[str] = None) -> bool:
-        try:
-            graph = onnx.load_from_string(model)
-            types = _element_types(graph)
-        except Exception as cause:  # noqa: BLE001 - the real one raises for no bytes whatever
-            self._errors.append(f"In node -1 (parse): UNSUPPORTED_GRAPH: {cause}")
-            return False
-        if self._version.startswith("8") and not self._network._flags & 1:
-            self._errors.append("In node -1 (importModel): INVALID_VALUE: Assertion failed: !networkHasImplicitBatch")
-        known = operators(TABLES[self._version])
-        for index, node in enumerate(graph.graph.node):
-            if node.op_type not in known:
-                self._errors.append(f"In node {index} (importFallbackPluginImporter): UNSUPPORTED_NODE: no importer for {node.op_type}")
-            tensors = [self._trt.ITensor(name, self._trt_type(types.get(name))) for name in node.output]
-            self._network._layers.append(self._trt.ILayer(node, tensors))
-        self._network._graph = bytes(model)
-        return not self._errors and fault() != "parse"
-
-    def _trt_type(self, element: Optional[int]) -> Any:
-        floats: Dict[Any, Any] = {onnx.TensorProto.FLOAT: self._trt.float32, onnx.TensorProto.FLOAT16: self._trt.float16}
-        return floats.get(element, self._trt.int32)
-
-    @property
-    def num_errors(self) -> int:
-        return len(self._errors)
-
-    def get_error(self, index: int) -> str:
-        return self._errors[index]
-
-
-def _element_types(model: Any) -> Dict[str, int]:
-    onnx.checker.check_model(model)
-    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    return {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}

@@ -6,13 +6,13 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Dict
 
-from standin import building, running
+from standin import building, parsing, running
 from standin.strict import VERSIONS, Value, enumeration, names, strict
 
 ENUMERATIONS = ("BuilderFlag", "DataType", "LayerType", "MemoryPoolType", "NetworkDefinitionCreationFlag", "TensorIOMode")
 IMPLEMENTED = (
     *(building.Builder, building.INetworkDefinition, building.ILayer, building.ITensor, building.IBuilderConfig, building.ITimingCache),
-    *(building.IOptimizationProfile, building.OnnxParser, running.Runtime, running.ICudaEngine, running.IExecutionContext),
+    *(building.IOptimizationProfile, parsing.OnnxParser, running.Runtime, running.ICudaEngine, running.IExecutionContext),
 )
 SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 

@@ -28,6 +28,8 @@ class Runtime:
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+        if fault() == "no memory to load":
+            return self._refuse("1: [defaultAllocator.cpp::allocate::20] Error Code 1: Cuda Runtime (out of memory)")
         if not serialized_engine.startswith(MAGIC):
             return self._refuse("1: [stdArchiveReader.cpp] Serialization assertion magicTagRead == kMAGIC_TAG failed.")
         line, graph = serialized_engine[len(MAGIC) :].split(b"\n", 1)

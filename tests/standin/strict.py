@@ -31,7 +31,7 @@ def names(version: str, kind: str = "") -> FrozenSet[str]:
 
 
 def operators(table: str) -> FrozenSet[str]:
-    """The ONNX operators that the parser of 8.5-GA, 8.6-GA or 10.1-GA imports."""
+    """The ONNX operators that the parser of 8.5-GA, 8.6-GA, 10.1-GA or main, the newest, imports."""
     return frozenset(_words(json.loads((_HERE / "operators.json").read_text())[table]))
 
 

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_KEPT = 15  # files: graph, whole graph, its two INT8 spellings and probe answers of three settings of split, class tokens and image size
+_KEPT = 18  # files: graph, whole graph, its three INT8 spellings and probe answers of three settings of split, class tokens and image size
 
 
 class Reference(NamedTuple):
-    """What eager PyTorch gives for the probe images, in float32 on the CPU: features (P, m*D), tokens (P, N, D)."""
+    """What eager PyTorch gives for some images, in float32 on the CPU: features (P, m*D), tokens (P, N, D)."""
 
     features: NDArray[np.float32]
     tokens: NDArray[np.float32]
@@ -99,12 +99,16 @@ class Artefacts:
             self._reference = _read(path) if _is_intact(path) else self._computed(path)
         return self._reference
 
-    def _computed(self, path: Path) -> Reference:
+    def eager(self, pixels: NDArray[np.uint8]) -> Reference:
+        """Eager PyTorch's answers to these images (B, S, S, 3), on the CPU."""
         from latentd.engines.eager import EagerStage
 
-        answer = EagerStage(self.spec, self.vit()).encode(probe_images(self.spec.image_size), tokens=True)
+        answer = EagerStage(self.spec, self.vit()).encode(pixels, tokens=True)
         assert answer.tokens is not None, "tokens were asked for"
-        reference = Reference(answer.features, answer.tokens)
+        return Reference(answer.features, answer.tokens)
+
+    def _computed(self, path: Path) -> Reference:
+        reference = self.eager(probe_images(self.spec.image_size))
         try:
             self._store(path, lambda temporary: _write(temporary, reference))
         except OSError as cause:  # the next start computes them again

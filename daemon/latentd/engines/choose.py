@@ -29,13 +29,14 @@ from latentd.vision.checkpoints import Backbone
 from latentd.vision.probe import probe_images
 
 if TYPE_CHECKING:
-    from latentd.engines.compiling import Report
+    from latentd.engines.compiling import PlanEngine, Report
 
 log = logging.getLogger(__name__)
 
 ENGINES = ("tensorrt", "onnxruntime", "eager")
 Build = Callable[["Report", threading.Event], None]
 Images = Sequence[NDArray[np.uint8]]  # (S, S, 3) each
+JUDGES = 8  # images besides the probes that an INT8 plan is asked about: seconds of eager PyTorch on a board's processor
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,13 @@ class Attempt:
 
 
 class Pending(NamedTuple):
-    """An engine better than the one that serves. build: blocks for minutes, EngineError where it fails. attempt: opens and gates it."""
+    """An engine better than the one that serves. build: blocks for minutes, EngineError where it fails. attempt: opens and gates it. lacks:
+    what it should not be built without and does not have yet, or None."""
 
     name: str
     build: Build
     attempt: Callable[[], Tuple[Optional[FrozenStage], Attempt]]
+    lacks: Callable[[], Optional[str]] = lambda: None
 
 
 class Choice(NamedTuple):
@@ -71,12 +74,12 @@ class Choice(NamedTuple):
 
 class Candidate(NamedTuple):
     """One engine that could serve: its name as /v1/status shows it, and how to open it: EngineError where it can't be, NotBuilt where it
-    can once `build` is done. int8: another bound is for it."""
+    can once its plan is built. int8: another bound is for it. plan: what builds it, for one that is built first."""
 
     name: str
     open: Callable[[], FrozenStage]
-    build: Optional[Build] = None
     int8: bool = False
+    plan: Optional[PlanEngine] = None
 
 
 def choose(
@@ -98,8 +101,9 @@ def choose(
             continue
         serving, attempt = _try(candidate, artefacts, config)
         attempts.append(attempt)
-        if attempt.state == "waiting" and candidate.build is not None:
-            pending.append(Pending(candidate.name, candidate.build, functools.partial(_try, candidate, artefacts, config)))
+        if attempt.state == "waiting" and candidate.plan is not None:
+            gate = functools.partial(_try_built, candidate, candidate.plan, artefacts, config, images)
+            pending.append(Pending(candidate.name, candidate.plan.build, gate, candidate.plan.lacks))
         log.info("engine %s: %s, %s (%.2f s)", attempt.engine, attempt.state, attempt.reason, attempt.seconds)
     if serving is None:
         raise EngineError(
@@ -111,7 +115,19 @@ def choose(
     return Choice(serving, tuple(attempts), tuple(pending))
 
 
-def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Optional[FrozenStage], Attempt]:
+def _try_built(
+    candidate: Candidate, plan: PlanEngine, artefacts: Artefacts, config: Config, images: Callable[[], Images]
+) -> Tuple[Optional[FrozenStage], Attempt]:
+    """INT8 is asked about photographs too, as long as there are any: the next start has none, so what fails here is never asked again."""
+    judges = list(images())[:JUDGES] if candidate.int8 else []
+    stage, attempt = _try(candidate, artefacts, config, judges)
+    if judges and attempt.state == "passed over":
+        plan.refuse(attempt.reason)
+    return stage, attempt
+
+
+def _try(candidate: Candidate, artefacts: Artefacts, config: Config, judges: Images = ()) -> Tuple[Optional[FrozenStage], Attempt]:
+    """judges: images besides the probes that it is asked about."""
     started = time.monotonic()
     try:
         stage = candidate.open()
@@ -120,7 +136,7 @@ def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Op
     except EngineError as cause:
         return None, Attempt(candidate.name, "unavailable", cause.detail, None, time.monotonic() - started)
     try:
-        cosine = _agreement(candidate, stage, artefacts, config)
+        cosine = _agreement(candidate, stage, artefacts, config, judges)
     except EngineError as cause:
         stage.close()
         return None, Attempt(candidate.name, "passed over", cause.detail, None, time.monotonic() - started)
@@ -133,20 +149,26 @@ def _try(candidate: Candidate, artefacts: Artefacts, config: Config) -> Tuple[Op
     return stage, Attempt(candidate.name, "serving", f"cosine with eager PyTorch {cosine:.6f}", cosine, time.monotonic() - started)
 
 
-def _agreement(candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, config: Config) -> float:
+def _agreement(candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, config: Config, judges: Images = ()) -> float:
     """Patch tokens of INT8 count only where they are learned from, and together: it turns single ones further than the answer tells."""
     learned_from = artefacts.spec.split < artefacts.backbone.shape.depth
-    return agreement(stage, artefacts.reference(), config.engine.max_batch, learned_from or not candidate.int8, singly=not candidate.int8)
+    asked = [(probe_images(stage.spec.image_size), artefacts.reference())]
+    if judges:
+        photographs = np.stack(judges)
+        asked.append((photographs, artefacts.eager(photographs)))
+    tokens, singly = learned_from or not candidate.int8, not candidate.int8
+    return min(agreement(stage, pixels, reference, config.engine.max_batch, tokens, singly) for pixels, reference in asked)
 
 
-def agreement(stage: FrozenStage, reference: Reference, max_batch: int, tokens: bool = True, singly: bool = True) -> float:
-    """The least cosine of any token of any probe image with the reference; the first image also goes alone and in a lane.
+def agreement(
+    stage: FrozenStage, pixels: NDArray[np.uint8], reference: Reference, max_batch: int, tokens: bool = True, singly: bool = True
+) -> float:
+    """The least cosine of any token of any of these images with the reference; the first image also goes alone and in a lane.
 
     tokens: whether patch tokens are asked for, and count: singly, or all of an image as one vector. Raises EngineError where the stage
     gives NaN, infinity or another shape.
     """
     width = stage.spec.width
-    pixels = probe_images(stage.spec.image_size)
     spans = [(start, min(start + max_batch, len(pixels)), False) for start in range(0, len(pixels), max_batch)]
     worst = 1.0
     for start, end, shared in [(0, 1, False), (0, 1, True), *spans]:
@@ -197,7 +219,7 @@ def _tensorrt_candidates(
     first = ("int8",) if config.engine.precision == "int8" else ()
     precisions = dict.fromkeys((*first, config.engine.tensorrt_precision, "fp32"))
     engines = {precision: PlanEngine(config, artefacts, precision, device, images) for precision in precisions}
-    return [Candidate(engine.name, engine.open, engine.build, precision == "int8") for precision, engine in engines.items()]
+    return [Candidate(engine.name, engine.open, precision == "int8", engine) for precision, engine in engines.items()]
 
 
 def _open_eager(config: Config, artefacts: Artefacts) -> FrozenStage:

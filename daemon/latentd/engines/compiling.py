@@ -28,11 +28,13 @@ from latentd.config import Config
 from latentd.engines.artefacts import Artefacts
 from latentd.engines.device import DeviceMemory
 from latentd.engines.plans import TRIES, NotBuilt, PlanCache, PlanKey
+from latentd.engines.recent import ENOUGH
 from latentd.engines.stage import FrozenStage
 from latentd.engines.tensorrt import PlanRefused, TensorRtStage
 from latentd.engines.tensorrt_build import BuildOrder
 from latentd.errors import EngineError
 from latentd.files import file_sha256
+from latentd.trouble import Trouble, trouble_of
 from latentd.vision.probe import probe_images
 
 POLL_S = 0.5
@@ -88,11 +90,27 @@ class PlanEngine:
             self._cache.failed(key, refused.detail)
             self._cache.discard(key)
             raise NotBuilt(refused.detail) from refused
-        except EngineError as failed:  # no memory, perhaps: not the plan's fault
-            self._cache.give_back(key)
-            raise failed
+        except EngineError as failed:
+            if trouble_of(failed) is Trouble.CONTEXT:  # nothing runs on that GPU any more in this process: the plan may have done that
+                self._cache.failed(key, failed.detail)
+            else:  # no memory, perhaps: not the plan's fault
+                self._cache.give_back(key)
+            raise
         self._cache.forget_tries(key)
         return stage
+
+    def lacks(self) -> Optional[str]:
+        """What it should not be built without and does not have yet, or None."""
+        have = len(self._images())
+        if self._precision != "int8" or have >= ENOUGH:
+            return None
+        return f"INT8 is calibrated on taught images: {have} of {ENOUGH} were taught since the start"
+
+    def refuse(self, reason: str) -> None:
+        """The plan was built, ran, and is not to serve: it is removed, and not built again until something of its key changes."""
+        _, key = self._identified()
+        self._cache.give_up(key, reason)
+        self._cache.discard(key)
 
     def build(self, report: Report, stopping: threading.Event) -> None:
         """Puts a plan into the cache. Raises EngineError with the reason where there is none in the end, Stopped when told to stop."""
@@ -108,7 +126,7 @@ class PlanEngine:
             with self._calibration() as images:
                 order = replace(order, images=images)
                 _Child(order, self._config.build_timeout_s).wait(report, stopping)
-        except (Stopped, DiskFull):
+        except (Stopped, DiskFull, NotStarted):
             self._cache.give_back(key)
             raise
         except EngineError as failed:
@@ -141,8 +159,10 @@ class PlanEngine:
 
     def _first_run(self, plan: bytes, memory: DeviceMemory) -> FrozenStage:
         stage = TensorRtStage(self._artefacts.spec, self.name, plan, self._config.max_batch, memory)
+        pixels = probe_images(self._artefacts.spec.image_size)
         try:
-            stage.encode(probe_images(self._artefacts.spec.image_size)[:1])
+            for count in (1, self._config.max_batch):  # what could end the process does so while it is counted
+                stage.encode(np.resize(pixels, (count, *pixels.shape[1:])))
         except EngineError:
             stage.close()
             raise
@@ -152,8 +172,8 @@ class PlanEngine:
         tries = self._cache.tries(key)
         if tries.bad >= TRIES:
             raise EngineError(
-                f"given up after {tries.bad} tries, the last: {tries.reason}",
-                hint=f"Delete {self._cache.folder / (key.stem + '.tries.json')} to let it try again.",
+                f"given up after {tries.bad} tries, the last: {tries.reason}; "
+                f"to let it try again delete {self._cache.folder / (key.stem + '.tries.json')}"
             )
 
     @contextmanager
@@ -173,8 +193,11 @@ class PlanEngine:
             raise DiskFull(f"no room for the images to calibrate on: {cause.strerror or cause}") from cause
 
     def _require_room(self, graph: Path) -> None:
-        self._cache.folder.mkdir(parents=True, exist_ok=True)
-        needed, free = _ROOM * graph.stat().st_size, shutil.disk_usage(self._cache.folder).free
+        try:
+            self._cache.folder.mkdir(parents=True, exist_ok=True)
+            needed, free = _ROOM * graph.stat().st_size, shutil.disk_usage(self._cache.folder).free
+        except OSError as cause:
+            raise EngineError(f"{self._cache.folder} can't be made: {cause.strerror or cause}") from cause
         if free < needed:
             raise EngineError(f"{self._cache.folder} has {free >> 20} MiB free, building a plan needs {needed >> 20}")
 
@@ -188,6 +211,10 @@ class PlanEngine:
 
 class DiskFull(EngineError):
     """The plan was built and could not be stored."""
+
+
+class NotStarted(EngineError):
+    """There was no process to build in."""
 
 
 class _Child:
@@ -206,7 +233,7 @@ class _Child:
                 pass_fds=() if order.images < 0 else (order.images,),
             )
         except OSError as cause:  # no memory for one, perhaps
-            raise EngineError(f"the building process can't be started: {cause.strerror or cause}") from cause
+            raise NotStarted(f"the building process can't be started: {cause.strerror or cause}") from cause
 
     def wait(self, report: Report, stopping: threading.Event) -> None:
         """Blocks until it ends; kills it when told to stop and when its time is over. Raises EngineError unless it built the plan."""

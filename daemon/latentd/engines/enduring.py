@@ -21,6 +21,7 @@ from latentd.engines.stage import Encoded, FrozenStage, StageSpec, stage_spec
 from latentd.errors import EngineError, OutOfMemory
 from latentd.trouble import FAILURES, free_cached, is_shortage
 from latentd.vision.checkpoints import Backbone
+from latentd.vision.probe import probe_images
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,8 @@ def open_on_host(config: Config, backbone: Backbone) -> FrozenStage:
     for open_one in (_open_onnx, _open_eager):
         try:
             stage = open_one(config, artefacts)
-            cosine = agreement(stage, artefacts.reference(), config.engine.max_batch)
+            probes = probe_images(stage.spec.image_size)
+            cosine = agreement(stage, probes, artefacts.reference(), config.engine.max_batch)
         except (EngineError, ImportError) as cause:
             said.append(str(cause))
             continue

@@ -14,13 +14,18 @@ from numpy.typing import NDArray
 
 from latentd.errors import EngineError
 
-_QUANTIZED = re.compile(r"^/blocks\.\d+/(qkv|proj|fc1|fc2)/")
+_LINEAR = re.compile(r"^/blocks\.\d+/(qkv|proj|fc1|fc2)/")
 _FP32 = re.compile(r"(^|/)(norm\d?/|Softmax(_\d+)?$)|^/(Sub|Div)(_\d+)?$")
 
 
 def stays_fp32(name: str) -> bool:
     """Whether the node or layer of this name belongs to a norm, a softmax, or the normalisation of the pixels."""
     return _FP32.search(name) is not None
+
+
+def is_linear(name: str) -> bool:
+    """Whether the node or layer of this name belongs to a linear layer of a block: what INT8 is for."""
+    return _LINEAR.search(name) is not None
 
 
 def half(graph: bytes) -> bytes:
@@ -74,7 +79,7 @@ class _Halving:
         if node.op_type == "Constant":
             self._keep(node.output[0], next(each.t for each in node.attribute if each.name == "value"))
             return
-        stays = stays_fp32(node.name) or node.op_type == "Cast" or (self._is_int8 and _QUANTIZED.search(node.name) is not None)
+        stays = stays_fp32(node.name) or node.op_type == "Cast" or (self._is_int8 and is_linear(node.name))
         wanted = self._fp32 if stays else self._fp16
         copy = self._onnx.NodeProto()
         copy.CopyFrom(node)

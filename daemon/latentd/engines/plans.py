@@ -18,7 +18,7 @@ from latentd.files import replacing
 
 log = logging.getLogger(__name__)
 
-BUILD_RULES = 2
+BUILD_RULES = 3
 """Part of the key: change it whenever the same graph would be built otherwise, also where it would be quantized otherwise."""
 TRIES = 3  # builds or first runs of one plan that may end badly; afterwards it is left alone until something of its key changes
 _KEPT = 6  # plans: three precisions before and after an upgrade
@@ -98,11 +98,6 @@ class PlanCache:
         identity = hashlib.sha256(f"{key.tensorrt} {key.gpu}".encode()).hexdigest()[:16]
         return self.folder / f"timing-{identity}.cache"
 
-    def calibration(self, key: PlanKey) -> Path:
-        """TensorRT's ranges of the values inside one graph, which are of no GPU in particular."""
-        identity = hashlib.sha256(f"{key.tensorrt} {key.graph_sha256} {key.rules}".encode()).hexdigest()[:16]
-        return self.folder / f"calibration-{identity}.cache"
-
     def tries(self, key: PlanKey) -> Tries:
         found = _read_json(self._path(key, ".tries.json"))
         bad = found.get("bad")
@@ -115,6 +110,10 @@ class PlanCache:
     def failed(self, key: PlanKey, reason: str) -> None:
         """Says why the try that was begun went wrong."""
         self._note(key, Tries(self.tries(key).bad, reason))
+
+    def give_up(self, key: PlanKey, reason: str) -> None:
+        """No further try is worth it."""
+        self._note(key, Tries(TRIES, reason))
 
     def give_back(self, key: PlanKey) -> None:
         """The try that was begun is not to be counted."""

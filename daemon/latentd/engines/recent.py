@@ -1,4 +1,5 @@
-"""The last images that were taught, for calibrating an INT8 plan on them. In memory only, and gone with the process; never on the disk.
+"""The last images that were taught, for calibrating an INT8 plan on them and judging it by them. In memory only, and gone with the process;
+never on the disk.
 
 Filled by the decode pool, read by the thread that builds a plan; nothing blocks.
 """
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 KEPT = 60  # 9 MB at 224 pixels
+ENOUGH = 32  # to calibrate on: drawn images alone say little of how far the values of photographs reach
 
 
 class RecentImages:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from latentd.engines.device import DeviceMemory
 from latentd.engines.stage import Encoded, StageSpec
 from latentd.errors import EngineError
+from latentd.trouble import is_shortage
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class TensorRtStage:
             raise EngineError(f"TensorRT {trt.__version__} can't use the GPU: {self._said()}") from cause
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise PlanRefused(f"TensorRT {trt.__version__} refuses the plan: {self._said()}")
+            raise _refusal(f"TensorRT {trt.__version__} does not load the plan: {self._said()}")
         self._require_interface(trt)
         self._context = self._engine.create_execution_context()
         if self._context is None:
@@ -132,8 +133,15 @@ class TensorRtStage:
         return said or "it does not say why"
 
 
+def _refusal(reason: str) -> EngineError:
+    """TensorRT says None to a plan that is not for it, and to one for which it has no memory."""
+    failed = EngineError(reason)
+    return failed if is_shortage(failed) else PlanRefused(reason)
+
+
 def make_logger(trt: Any) -> Any:
-    """An ILogger that keeps the last errors, which say why something was None or False, and passes warnings on to our log."""
+    """An ILogger that keeps the last errors, which say why something was None or False, and passes them and warnings on to our log: a
+    process that dies has said there why."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -144,6 +152,7 @@ def make_logger(trt: Any) -> Any:
             """On any thread of TensorRT's; must not raise."""
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(msg.strip())
+                log.info("TensorRT: %s", msg.strip())
             elif severity == trt.ILogger.WARNING:
                 log.debug("TensorRT: %s", msg.strip())
 

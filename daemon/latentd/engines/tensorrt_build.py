@@ -7,6 +7,7 @@ It ends with its parent: stdin is a pipe from there, and its end of file is the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,13 +16,13 @@ import sys
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List, Optional
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentd.engines.calibrating import entropy_calibrator
-from latentd.engines.half import half, stays_fp32
+from latentd.engines.half import half, is_linear, stays_fp32
 from latentd.engines.int8 import calibrated
 from latentd.engines.plans import PlanCache, PlanKey
 from latentd.engines.quantize import smoothed, with_casts
@@ -61,14 +62,19 @@ def main(arguments: List[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever ends the daemon sends it to the whole group; the daemon ends this process
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.nice(_NICE)
+    _offer_itself()
     order = BuildOrder.from_json(arguments[1])
     try:
         plan = build(order)
-        _say(phase="storing the plan")
-        PlanCache(Path(order.folder)).store(order.key, plan)
     except EngineError as refused:
         _say(error=refused.detail)
         return 1
+    except OSError as cause:
+        _say(error=f"what the build needs can't be read: {cause}")
+        return 1
+    _say(phase="storing the plan")
+    try:
+        PlanCache(Path(order.folder)).store(order.key, plan)
     except OSError as cause:
         _say(error=f"the plan can't be stored in {order.folder}: {cause.strerror or cause}", disk=True)
         return 1
@@ -81,7 +87,7 @@ def build(order: BuildOrder) -> bytes:
     import tensorrt as trt
 
     logger = make_logger(trt)
-    builder = trt.Builder(logger)
+    builder = _builder(trt, logger)
     images = _images(order)
     network = _read_graph(trt, builder, logger, order, images)
     config = _made(builder.create_builder_config(), "configuration", logger)
@@ -93,7 +99,8 @@ def build(order: BuildOrder) -> bytes:
         _prefer_int8(trt, builder, config)
         if not hasattr(trt, "IProgressMonitor"):  # up to 9: ranges come from its own calibrator, from 10 on from the graph
             _say(phase="calibrating")
-            config.int8_calibrator = entropy_calibrator(trt, images, PlanCache(Path(order.folder)).calibration(order.key))
+            _keep_int8_to_linear_layers(trt, network)
+            config.int8_calibrator = entropy_calibrator(trt, images)
             if not config.set_calibration_profile(profile):
                 raise EngineError(f"TensorRT takes no calibration profile: {_last(logger)}")
     timings = PlanCache(Path(order.folder)).timing_cache(order.key)
@@ -103,6 +110,13 @@ def build(order: BuildOrder) -> bytes:
     plan = _build(trt, builder, network, config, logger)
     _keep_timings(cache, timings)
     return plan
+
+
+def _builder(trt: Any, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as cause:  # pybind11's way to say that the factory gave none
+        raise EngineError(f"TensorRT {trt.__version__} can't use the GPU: {_last(logger)}") from cause
 
 
 def _images(order: BuildOrder) -> NDArray[np.uint8]:
@@ -182,15 +196,20 @@ def _prefer_fp16(trt: Any, builder: Any, network: Any, config: Any) -> None:
         raise EngineError("this GPU has no fast FP16")
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    for layer in _computing(trt, network):
+        if stays_fp32(layer.name):
+            layer.precision = trt.float32
+            for each in range(layer.num_outputs):
+                layer.set_output_type(each, trt.float32)
+
+
+def _computing(trt: Any, network: Any) -> Iterator[Any]:
+    """The layers that compute floats: none that only hold, measure or move them."""
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.type in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE) or not stays_fp32(layer.name):
-            continue
-        outputs = range(layer.num_outputs)
-        if all(layer.get_output(each).dtype == trt.float32 for each in outputs):
-            layer.precision = trt.float32
-            for each in outputs:
-                layer.set_output_type(each, trt.float32)
+        moves = layer.type in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.SHUFFLE)
+        if not moves and all(layer.get_output(each).dtype == trt.float32 for each in range(layer.num_outputs)):
+            yield layer
 
 
 def _prefer_int8(trt: Any, builder: Any, config: Any) -> None:
@@ -198,6 +217,14 @@ def _prefer_int8(trt: Any, builder: Any, config: Any) -> None:
     if not builder.platform_has_fast_int8:
         raise EngineError("this GPU has no fast INT8")
     config.set_flag(trt.BuilderFlag.INT8)
+
+
+def _keep_int8_to_linear_layers(trt: Any, network: Any) -> None:
+    """Up to 9, where a range is found for every value: without this, sums, GELU and attention would become INT8 too, which costs more of
+    the features than it gains of the time."""
+    for layer in _computing(trt, network):
+        if not is_linear(layer.name) and not stays_fp32(layer.name):
+            layer.precision = trt.float16
 
 
 def _timing_cache(config: Any, path: Path, fresh: bool) -> Any:
@@ -253,6 +280,12 @@ def _make_monitor(trt: Any) -> Any:
 def _say(**line: Any) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
+
+
+def _offer_itself() -> None:
+    """Where memory runs out, the system is to end this process and not the daemon."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
 
 
 def _die_with_parent() -> None:

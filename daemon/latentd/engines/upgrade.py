@@ -1,6 +1,7 @@
 """Builds a better engine beside the one that serves, and lets it take over once it passed the gate.
 
-One thread, which ends with its work. It waits for the first answer before it begins, so that starting is not slower than without it.
+One thread, which ends with its work. It waits for the first answer before it begins, so that starting is not slower than without it, and
+builds INT8 when there are taught images to calibrate it on: another engine may take over before.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.2
 FIRST_ANSWER_S = 60.0  # longest wait for it
 REPORT_S = 1.0  # how often the elapsed time in the status moves
-ROOM_S = 5.0  # between two looks for room to build
+ROOM_S = 5.0  # between two looks for what a build needs
 
 
 class Upgrade:
@@ -76,15 +77,30 @@ class Upgrade:
             pass
 
     def _improve(self) -> None:
-        """Tries what waits, best first, until one serves."""
+        """Tries what waits and lacks nothing, best first. Once one serves only better ones go on waiting, for what they lack."""
         waiting = list(self._choice.pending)
-        while waiting and not self._stopping.is_set():
-            pending = waiting.pop(0)
+        while waiting:
+            turn = self._first_ready(waiting)
+            if turn is None:
+                return
+            pending, later = waiting[turn], waiting[turn + 1 :]
             stage = self._made(pending)
-            if stage is None:
-                continue
-            self._serve(stage, pending.name, [later.name for later in waiting])
-            return
+            del waiting[turn]
+            if stage is not None:
+                del waiting[turn:]
+                self._serve(stage, pending.name, [each.name for each in later])
+
+    def _first_ready(self, waiting: Sequence[Pending]) -> Optional[int]:
+        """Which of them can be built now; waits until one can, and shows what each lacks. None when told to stop."""
+        while not self._stopping.is_set():
+            for turn, pending in enumerate(waiting):
+                lacking = pending.lacks()
+                if lacking is None:
+                    return turn
+                if self._attempts[pending.name].reason != lacking:
+                    self._show(Attempt(pending.name, "waiting", lacking))
+            self._stopping.wait(ROOM_S)
+        return None
 
     def _made(self, pending: Pending) -> Optional[FrozenStage]:
         if not self._wait_for_room(pending):
