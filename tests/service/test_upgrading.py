@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 import time
@@ -22,6 +23,7 @@ from latentd.service import building, views
 from latentd.service.batcher import Priority
 from latentd.service.parts import Parts
 from latentd.service.supervisor import Daemon
+from service.fakes import picture
 from standin.host import HostMemory
 from standin.use import install
 
@@ -99,6 +101,25 @@ def test_a_build_waits_for_memory_and_the_status_says_so(start: Callable[[], Dae
     assert (engine(parts)["tensorrt-fp16"], parts.choice.stage.name) == ("waiting", "onnxruntime-cpu")
     available[0] = 3 << 30
     until(parts, "tensorrt-fp16", "serving")
+
+
+def test_int8_waits_for_taught_images_while_fp16_serves(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upgrade, "ROOM_S", 0.01)
+    daemon = Daemon(tiny.settings(tmp_path, energy__meters="rapl", engine__precision="int8", engine__int8_min_cosine=0.9))
+    parts = daemon.start()
+    try:
+        classify(parts)
+        until(parts, "tensorrt-fp16", "serving")
+        assert engine(parts)["tensorrt-int8"] == "waiting"
+        assert "0 of 32 were taught" in parts.choice.attempts[0].reason
+        asyncio.run(parts.pipeline.encode([picture(seed) for seed in range(16)], Priority.LEARN))
+        asyncio.run(parts.pipeline.encode([picture(seed) for seed in range(16, 32)], Priority.LEARN))
+        until(parts, "tensorrt-int8", "serving")
+        assert (engine(parts)["tensorrt-fp16"], engine(parts)["tensorrt-fp32"]) == ("replaced", "not tried")
+        assert parts.batcher.stage is parts.choice.stage
+        assert len(classify(parts)) == 256
+    finally:
+        daemon.stop()
 
 
 def test_a_start_with_a_plan_serves_from_it_at_once(start: Callable[[], Daemon]) -> None:

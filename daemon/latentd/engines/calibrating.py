@@ -11,6 +11,7 @@ from typing import Any, List, Optional
 import numpy as np
 from numpy.typing import NDArray
 
+from latentd.engines.staging import make_staging
 from latentd.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -24,13 +25,7 @@ def entropy_calibrator(trt: Any, images: NDArray[np.uint8]) -> Any:
     """
     if not hasattr(trt, "IInt8EntropyCalibrator2"):
         raise EngineError(f"TensorRT {trt.__version__} has no entropy calibrator")
-    from latentd.engines.device import CudaMemory
-
-    memory = CudaMemory()
-    try:
-        buffer = memory.floats(1, 3, *images.shape[1:3])
-    except RuntimeError as cause:
-        raise EngineError(f"no device memory to calibrate with: {cause}") from cause
+    staging = make_staging(images.shape[1])
 
     class Calibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -47,13 +42,12 @@ def entropy_calibrator(trt: Any, images: NDArray[np.uint8]) -> Any:
                 self._next = 0
                 return None
             try:
-                memory.upload(images[self._next : self._next + 1], buffer)
-                memory.download(buffer, 1)  # waits: TensorRT reads it on a stream of its own
+                address = staging.show(images[self._next : self._next + 1])
             except RuntimeError as cause:
                 log.info("an image to calibrate on does not reach the GPU: %s", cause)
                 return None
             self._next += 1
-            return [int(buffer.data_ptr())]
+            return [address]
 
         def read_calibration_cache(self) -> Optional[bytes]:
             return self._found
