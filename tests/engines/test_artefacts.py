@@ -19,6 +19,7 @@ from latentd.engines.export import EXPORTER_VERSION
 from latentd.engines.stage import StageSpec, stage_spec
 from latentd.errors import EngineError
 from latentd.vision.checkpoints import Backbone
+from latentd.vision.probe import probe_images
 
 
 @pytest.fixture
@@ -121,6 +122,14 @@ def test_probe_answers_that_can_not_be_stored_still_serve(tmp_path: Path, backbo
     reference = Artefacts(backbone, spec, tmp_path / "cache").reference()
     assert reference.features.shape == (4, 256)
     assert reference.tokens.shape == (4, 37, 128)
+
+
+def test_a_module_that_was_let_go_is_made_again(tmp_path: Path, backbone: Backbone, spec: StageSpec) -> None:
+    made = Artefacts(backbone, spec, tmp_path / "cache")
+    reference, first = made.reference(), made.vit()
+    made.release()
+    assert made.vit() is not first
+    np.testing.assert_array_equal(made.eager(probe_images(spec.image_size)).features, reference.features)
 
 
 def test_a_warm_start_never_imports_torch(tmp_path: Path, backbone: Backbone, spec: StageSpec) -> None:

@@ -107,6 +107,10 @@ class Artefacts:
         assert answer.tokens is not None, "tokens were asked for"
         return Reference(answer.features, answer.tokens)
 
+    def release(self) -> None:
+        """Lets go of the eager module, which is made again when it is asked for: 84 MB, and what waits to be built holds this object."""
+        self._vit = None
+
     def _computed(self, path: Path) -> Reference:
         reference = self.eager(probe_images(self.spec.image_size))
         try:

@@ -112,6 +112,7 @@ def choose(
             if pending
             else "See engine.order and engine.providers.",
         )
+    artefacts.release()
     return Choice(serving, tuple(attempts), tuple(pending))
 
 
@@ -156,6 +157,7 @@ def _agreement(candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, c
     if judges:
         photographs = np.stack(judges)
         asked.append((photographs, artefacts.eager(photographs)))
+        artefacts.release()
     tokens, singly = learned_from or not candidate.int8, not candidate.int8
     return min(agreement(stage, pixels, reference, config.engine.max_batch, tokens, singly) for pixels, reference in asked)
 
