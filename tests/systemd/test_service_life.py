@@ -143,6 +143,16 @@ def test_a_second_installation_does_not_enable_what_was_disabled(system: Contain
     assert system.call("systemctl", "is-enabled", "latentd", check=False).strip() == "disabled"
 
 
+def test_a_first_installation_that_failed_is_completed_by_the_next(bare: Container, drop_in: Drop) -> None:
+    drop_in("ExecStart=\nExecStart=/bin/false\nRestartSec=100ms")
+    bare.call(LATENTD, "service", "install", check=False)
+    bare.until(lambda: bare.show("ActiveState") == "failed", "systemd to give it up")
+    drop_in("")
+    bare.call(LATENTD, "service", "install")
+    assert bare.show("ActiveState") == "active"
+    assert bare.call("systemctl", "is-enabled", "latentd").strip() == "enabled"
+
+
 def test_uninstalling_keeps_what_was_taught_and_purging_does_not(taught: Container) -> None:
     taught.call(LATENTD, "service", "uninstall")
     assert taught.show("LoadState") == "not-found"
