@@ -12,6 +12,7 @@ from cli.conftest import Latentd
 from latentd.cli import install as installing
 from latentd.cli.install import CACHE, JETSON, RENDER, SERVICE, STATE, SYSUSERS, UNIT_FOLDER, Host, check_reachable
 from latentd.errors import InstallError
+from latentd.service.notify import LONGEST_START_S
 
 BINARY = Path("/opt/latentd/bin/latentd")
 UNITS = installing.SOURCES
@@ -170,6 +171,10 @@ def test_a_service_that_never_ran_has_no_failure_to_forget(live: System) -> None
     live.fails = "systemctl reset-failed"
     live.install()
     assert live.commands[-1] == f"systemctl restart {SERVICE}"
+
+
+def test_a_first_start_may_take_as_long_as_the_daemon_asks_the_manager_for() -> None:
+    assert installing.TIMEOUT_S > LONGEST_START_S + 150, "and the one that ran before has 150 s to stop"
 
 
 def test_uninstalling_keeps_what_was_taught_and_the_configuration(system: System) -> None:

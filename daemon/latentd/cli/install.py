@@ -20,6 +20,7 @@ import latentd
 from latentd.cli.doctor.machine import Machine
 from latentd.errors import InstallError
 from latentd.files import replacing
+from latentd.service.notify import LONGEST_START_S
 
 SOURCES = Path(latentd.__file__).parent / "units"
 USER = "latentd"
@@ -31,7 +32,7 @@ UNFINISHED = f"{SERVICE}.d/unfinished"  # there from the first step of a first i
 SYSUSERS = "usr/local/lib/sysusers.d/latentd.conf"
 STATE, CACHE = "var/lib/latentd", "var/cache/latentd"
 HOMES = ("/home", "/root", "/run/user")  # ProtectHome= hides them from the service
-TIMEOUT_S = 300.0
+TIMEOUT_S = LONGEST_START_S + 300.0  # systemctl returns when the old one has stopped and the new one is ready
 
 Run = Callable[[Sequence[str]], None]
 
@@ -130,7 +131,7 @@ def install_steps(host: Host, executable: Path, start: bool) -> List[Step]:
 def _start_step(host: Host, is_first: bool) -> Step:
     """What is not started at every boot, by somebody's wish, is not started by an upgrade either."""
     if is_first or host.is_enabled:
-        return Step(f"start {SERVICE} anew", lambda: _restart(host))
+        return Step(f"start {SERVICE} anew, which may take minutes: journalctl -fu latentd tells", lambda: _restart(host))
     return Step(f"restart {SERVICE} if it runs", lambda: host.systemctl("try-restart", SERVICE))
 
 

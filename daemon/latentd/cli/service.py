@@ -66,12 +66,12 @@ def _host(root: Path, dry_run: bool) -> Host:
 
 
 def _take(steps: List[Step], dry_run: bool, as_json: bool) -> None:
-    """Takes the steps one after the other, saying each; a failure leaves the rest for the next run."""
+    """Takes the steps one after the other, saying each before it, for one may take minutes; a failure leaves the rest for the next run."""
     for step in steps:
-        if not dry_run:
-            step.act()
         if not as_json:
             say(f"{'would ' if dry_run else ''}{step.sentence}")
+        if not dry_run:
+            step.act()
     if as_json:
         print_json({"dry_run": dry_run, "steps": [step.sentence for step in steps]})
     elif not steps:
