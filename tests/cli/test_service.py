@@ -286,6 +286,29 @@ def test_a_latentd_that_is_not_there_is_not_installed(latentd: Latentd, monkeypa
     assert "to run" in ran.err
 
 
+def test_the_python_behind_the_latentd_to_run_must_be_reachable_too(
+    latentd: Latentd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(host: Host, paths: Sequence[Path]) -> None:
+        raise InstallError(" ".join(map(str, paths)))
+
+    monkeypatch.setattr(installing, "check_reachable", refuse)
+    (tmp_path / "home").touch()
+    (tmp_path / "python").symlink_to(tmp_path / "home")
+    program = tmp_path / "latentd"
+    program.write_text(f"#!{tmp_path}/python -s\n")
+    program.chmod(0o755)
+    ran = latentd("service", "install", "--dry-run", "--exec", str(program))
+    assert (ran.code, f"{program} {tmp_path}/home" in ran.err) == (1, True)
+
+
+@pytest.mark.parametrize("start", [b"", b"\x7fELF\x02", b"#! usr/bin/python\n", b"\n"])
+def test_a_program_that_tells_no_interpreter_has_none(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "latentd").write_bytes(start)
+    assert installing.interpreter_of(tmp_path / "latentd") is None
+    assert installing.interpreter_of(tmp_path / "absent") is None
+
+
 def test_every_unit_is_part_of_the_package() -> None:
     names = {str(path.relative_to(UNITS)) for path in UNITS.rglob("*") if path.is_file()}
     assert names == {SERVICE, installing.SOCKET, JETSON, RENDER, "latentd.sysusers", *installing.EXAMPLES}

@@ -8,6 +8,8 @@ Only the thread of the verb; blocks on systemctl.
 from __future__ import annotations
 
 import functools
+import os
+import re
 import shutil
 import stat
 import subprocess
@@ -110,6 +112,16 @@ def check_reachable(host: Host, paths: Sequence[Path]) -> None:
             inside = host.path(str(folder).lstrip("/"))
             if inside.is_dir() and not inside.stat().st_mode & stat.S_IXOTH:
                 raise InstallError(f"{folder} is closed to user {USER}, who has to reach {path}.", hint=f"chmod o+x {folder}")
+
+
+def interpreter_of(program: Path) -> Optional[Path]:
+    """What runs a script, by its first line and with links followed; None where that can't be told."""
+    try:
+        with program.open("rb") as stream:
+            found = re.match(rb"#!\s*(/\S+)", stream.readline(4096))
+    except OSError:
+        return None
+    return Path(os.fsdecode(found.group(1))).resolve() if found else None
 
 
 def install_steps(host: Host, executable: Path, start: bool) -> List[Step]:

@@ -39,8 +39,9 @@ def install(
     if host.root == Path("/"):
         if not os.access(binary, os.X_OK):
             raise InstallError(f"there is no {binary} to run", hint="Name the latentd to run with --exec.")
-        own = [] if executable else [Path(sys.executable).resolve(), Path(latentd.__file__).resolve()]
-        installing.check_reachable(host, [binary, *own])
+        interpreter = installing.interpreter_of(binary)
+        own = [] if executable else [Path(latentd.__file__).resolve()]
+        installing.check_reachable(host, [binary, *([interpreter] if interpreter else []), *own])
     _take(installing.install_steps(host, binary, not no_start), dry_run, as_json)
     if not as_json and not dry_run:
         note("`systemctl status latentd` shows how it is, `journalctl -u latentd` what it said, `latentd doctor` what could be better.")
