@@ -30,6 +30,22 @@ def test_the_drivers_nodes_must_be_open_to_the_user(nx: Machine) -> None:
     assert "usermod -aG" in closed.fix
 
 
+def test_a_closed_node_is_told_with_the_name_of_its_group(nx: Machine) -> None:
+    gid = (nx.root / "dev/nvmap").stat().st_gid
+    tree(nx.root, {"etc/group": f"video:x:44:\ngraphics:x:{gid}:\n"})
+    found = board.driver(nx, STRANGER)
+    assert found.detail.endswith("it belongs to group graphics")
+    assert found.fix.startswith("sudo usermod -aG graphics ann")
+
+
+def test_the_node_for_profilers_may_be_closed(nx: Machine) -> None:
+    """NVIDIA's rules give nvhost-prof-gpu to the group debug, whose members CUDA does not ask for."""
+    tree(nx.root, {"dev/nvhost-prof-gpu": "", "etc/group": "video:x:44:\ndebug:x:999:\n"})
+    member = member_of(nx.root / "dev/nvmap")
+    (nx.root / "dev/nvhost-prof-gpu").chmod(0o000)
+    assert board.driver(nx, member).state == OK
+
+
 def test_nodes_that_are_missing_are_named_with_the_container_remedy(nx: Machine) -> None:
     (nx.root / "dev/nvhost-ctrl-gpu").unlink()
     found = board.driver(nx, STRANGER)

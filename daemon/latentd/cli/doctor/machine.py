@@ -109,9 +109,9 @@ class Machine:
         found = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", self.text("etc/nv_tegra_release"))
         return f"{found.group(1)}.{found.group(2)}" if found else None
 
-    def gid(self, group: str) -> Optional[int]:
-        """The number of a group in etc/group."""
-        return next((int(parts[2]) for parts in self._rows("etc/group", 4) if parts[0] == group), None)
+    def group(self, gid: int) -> str:
+        """The name of a group in etc/group; its number where that has none."""
+        return next((parts[0] for parts in self._rows("etc/group", 4) if int(parts[2]) == gid), str(gid))
 
     def user(self, name: str, extra_groups: Sequence[str] = ()) -> Optional[User]:
         """A user of etc/passwd with the groups that etc/group gives it, and `extra_groups`, as a unit's SupplementaryGroups=."""
