@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,13 @@ def test_the_board_is_told_by_the_device_tree_and_the_release_file(nx: Machine, 
     (nx.root / "etc/nv_tegra_release").unlink()
     assert "container" in board.board(nx).detail
     assert board.board(nx).state == OK
+
+
+def test_in_a_container_without_device_tree_and_release_file_the_kernel_tells_that_it_is_a_jetson(tmp_path: Path) -> None:
+    container = tree(tmp_path, {"proc/sys/kernel/osrelease": "5.10.216-tegra\n"})
+    assert container.is_tegra
+    assert board.driver(container, STRANGER).state == BROKEN, "the runtime is missing, which CUDA never says"
+    assert not tree(tmp_path, {"proc/sys/kernel/osrelease": "6.1.0-18-amd64\n"}).is_tegra
 
 
 def test_a_release_that_nobody_has_seen_is_no_fault(nx: Machine) -> None:

@@ -100,8 +100,11 @@ class Machine:
 
     @property
     def is_tegra(self) -> bool:
-        """Whether this is a Jetson. In a container the release file may be missing; the device tree is not."""
-        return "tegra" in self.text("proc/device-tree/compatible") or bool(self.text("etc/nv_tegra_release"))
+        """Whether this is a Jetson. In a container the release file may be missing, and Docker masks /sys/firmware, where the device tree
+        lies; the kernel is the host's.
+        """
+        names = (self.text(file) for file in ("proc/device-tree/compatible", "proc/sys/kernel/osrelease"))
+        return any("tegra" in name for name in names) or bool(self.text("etc/nv_tegra_release"))
 
     @property
     def l4t(self) -> Optional[str]:
