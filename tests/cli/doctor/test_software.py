@@ -62,7 +62,8 @@ def test_tensorrt_is_missed_on_a_jetson_only(nx: Machine, laptop: Machine) -> No
 
 
 def test_the_cache_needs_the_weights_and_should_be_writable(nx: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree(nx.root, {"cache/onnx/a.onnx": "", "cache/plans/a.plan": "", "cache/plans/b.plan": ""})
+    note = '{"key": {"precision": "fp16", "tensorrt": "8.5.2.2"}, "sha256": ""}'
+    tree(nx.root, {"cache/onnx/a.onnx": "", "cache/tensorrt/b.plan": "", "cache/tensorrt/c.plan": "", "cache/tensorrt/c.json": note})
     absent: Optional[CheckpointError] = CheckpointError("no dinov2 here")
 
     def find(folder: Path, name: str) -> None:
@@ -73,6 +74,14 @@ def test_the_cache_needs_the_weights_and_should_be_writable(nx: Machine, monkeyp
     found = software.plan_cache(configured(nx), User("root", 0, frozenset()))
     assert (found.state, "no dinov2 here" in found.detail) == (BROKEN, True)
     absent = None
-    assert "1 graphs, 2 TensorRT plans" in software.plan_cache(configured(nx), User("root", 0, frozenset())).detail
-    (nx.root / "cache").chmod(0o755)
-    assert software.plan_cache(configured(nx), STRANGER).state == NOTE
+    found = software.plan_cache(configured(nx), User("root", 0, frozenset()))
+    assert found.state == OK
+    assert found.detail.endswith("1 graphs; TensorRT plans: b.plan without a note, fp16 for TensorRT 8.5.2.2")
+    (nx.root / "cache").chmod(0o777)
+    for name in ("onnx", "tensorrt"):
+        (nx.root / "cache" / name).chmod(0o777)
+    assert software.plan_cache(configured(nx), STRANGER).state == OK
+    for name in ("tensorrt", "."):
+        (nx.root / "cache" / name).chmod(0o755)
+        found = software.plan_cache(configured(nx), STRANGER)
+        assert (found.state, f"{nx.root / 'cache' / name} can't be written by ann" in found.detail) == (NOTE, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Optional
@@ -58,12 +59,23 @@ def plan_cache(config: Config, user: User) -> Finding:
         return Finding("plan cache", BROKEN, f"{folder}: {absent.detail}", "latentd backbone pull, as the user who owns that folder")
     except PermissionError:
         return Finding("plan cache", BROKEN, f"{folder} can't be read by you", "sudo latentd doctor")
-    if not user.may(folder, READ | WRITE | ENTER):
-        slow = f"{folder} can't be written by {user}: graphs are made at every start"
-        return Finding("plan cache", NOTE, slow, f"sudo chown {user.name} {folder}")
-    made = sorted(path.suffix for path in folder.rglob("*") if path.suffix in (".onnx", ".plan", ".engine"))
-    graphs, plans = made.count(".onnx"), len(made) - made.count(".onnx")
-    return Finding("plan cache", OK, f"{folder}: {config.backbone.name}, {graphs} graphs, {plans} TensorRT plans")
+    folders = [path for path in (folder, folder / "onnx", folder / "tensorrt") if path.is_dir()]
+    closed = next((path for path in folders if not user.may(path, READ | WRITE | ENTER)), None)
+    if closed is not None:
+        slow = f"{closed} can't be written by {user}: what belongs there is made at every start"
+        return Finding("plan cache", NOTE, slow, f"sudo chown -R {user.name}: {folder}")
+    graphs = len(list((folder / "onnx").glob("*.onnx")))
+    plans = ", ".join(_plan(path) for path in sorted((folder / "tensorrt").glob("*.plan"))) or "none"
+    return Finding("plan cache", OK, f"{folder}: {config.backbone.name}, {graphs} graphs; TensorRT plans: {plans}")
+
+
+def _plan(path: Path) -> str:
+    """Precision and TensorRT of a plan, by the note beside it; one that was cut off has none."""
+    try:
+        key = json.loads(path.with_suffix(".json").read_bytes())["key"]
+        return f"{key['precision']} for TensorRT {key['tensorrt']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{path.name} without a note"
 
 
 def _first(pattern: re.Pattern[str], text: str) -> Optional[str]:
