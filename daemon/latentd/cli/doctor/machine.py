@@ -10,13 +10,18 @@ import os
 import re
 import stat
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, FrozenSet, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence
+
+import latentd
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 READ, WRITE, ENTER = 4, 2, 1  # of a file's mode, for each of owner, group and others
 COMMAND_S = 10.0
+IMPORT_S = 120.0  # torch from a slow card that has other things to do
+JETSON_DROP_IN = Path(latentd.__file__).parent / "units/latentd.service.d/20-jetson.conf"
 
 
 class Finding(NamedTuple):
@@ -45,6 +50,32 @@ def package_folder(name: str) -> Optional[Path]:
     """Where this Python would import a package from, without importing it; None: it has none."""
     spec = importlib.util.find_spec(name)
     return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def import_trouble(name: str, environ: Mapping[str, str]) -> Optional[str]:
+    """Why this Python can't import a package, tried in a process of its own with these variables besides; None: it can."""
+    command = [sys.executable, "-c", f"import {name}"]
+    try:
+        ran = subprocess.run(
+            command,
+            cwd="/",
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=IMPORT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"not done after {IMPORT_S:.0f} s"
+    if ran.returncode < 0:
+        return f"ended by signal {-ran.returncode}"
+    said = ran.stderr.decode("utf-8", "replace").strip().splitlines()
+    return (said or ["it said nothing"])[-1] if ran.returncode else None
+
+
+def jetson_environ() -> Dict[str, str]:
+    """What the unit sets on a Jetson before latentd starts."""
+    return dict(re.findall(r"^Environment=(\w+)=(.*)$", JETSON_DROP_IN.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def output_of(command: Sequence[str]) -> str:
@@ -81,12 +112,13 @@ class User:
 
 @dataclass(frozen=True)
 class Machine:
-    """root: of the filesystem. disk, package and output answer what no folder can; see the functions of those names."""
+    """root: of the filesystem. disk, package, output and imports answer what no folder can; see the functions they are by default."""
 
     root: Path = Path("/")
     disk: Callable[[Path], Disk] = disk_of
     package: Callable[[str], Optional[Path]] = package_folder
     output: Callable[[Sequence[str]], str] = output_of
+    imports: Callable[[str, Mapping[str, str]], Optional[str]] = import_trouble
 
     def path(self, inside: str) -> Path:
         return self.root / inside.lstrip("/")

@@ -5,31 +5,42 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Optional
+from typing import Dict, Optional
 
-from latentd.cli.doctor.machine import BROKEN, ENTER, NOTE, OK, READ, WRITE, Finding, Machine, User
+from latentd.cli.doctor.machine import BROKEN, ENTER, NOTE, OK, READ, WRITE, Finding, Machine, User, jetson_environ
 from latentd.config import Config
 from latentd.errors import CheckpointError
 
 _CUDA = re.compile(r"^cuda(?:\s*:[^=\n]+)?\s*=\s*(?:'([^']*)'|\"([^\"]*)\"|None)", re.MULTILINE)
 _VERSION = re.compile(r"^__version__\s*=\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
 OLDEST_TENSORRT = (8, 5)
+LIBRARIES = "sudo apt-get install libopenblas-base libopenmpi-dev libomp-dev for a missing library; NVIDIA's wheel for all users else"
 
 
-def torch(machine: Machine) -> Finding:
-    """From torch/version.py, so that nothing is imported. On a Jetson a torch without CUDA is one that pip put in the place of NVIDIA's."""
+def torch(machine: Machine, user: User) -> Finding:
+    """What torch/version.py says, and whether torch can be imported as the unit would. On a Jetson one without CUDA is one that pip put in
+    the place of NVIDIA's.
+    """
     folder = machine.package("torch")
     if folder is None:
         fix = "Jetson: NVIDIA's torch wheel for JetPack 5, then deploy/install.sh. Elsewhere: pip install 'latentd[torch]'"
         return Finding("torch", BROKEN, "PyTorch is not installed: nothing can be learned", fix)
     text = _text(folder / "version.py")
     version, cuda = _first(_VERSION, text) or "of unknown version", _first(_CUDA, text)
-    if cuda is not None:
-        return Finding("torch", OK, f"{version}, built for CUDA {cuda}")
-    if machine.is_tegra:
+    if cuda is None and machine.is_tegra:
         fix = f"{folder.parent}: pip uninstall torch, then NVIDIA's wheel again; never pip install torch on a Jetson"
         return Finding("torch", BROKEN, f"{version} without CUDA: pip put it in the place of NVIDIA's wheel", fix)
-    return Finding("torch", OK, f"{version}, for the CPU")
+    trouble = machine.imports("torch", _environ(machine, user))
+    if trouble is not None:
+        fix = LIBRARIES if machine.is_tegra else "pip install --force-reinstall torch, for all users"
+        return Finding("torch", BROKEN, f"{version} in {folder.parent} can't be imported: {trouble}", fix)
+    return Finding("torch", OK, f"{version}, built for CUDA {cuda}" if cuda else f"{version}, for the CPU")
+
+
+def _environ(machine: Machine, user: User) -> Dict[str, str]:
+    """What the service gets besides: its user can't see packages in somebody's home."""
+    alone = {"PYTHONNOUSERSITE": "1"} if user.name == "latentd" else {}
+    return {**(jetson_environ() if machine.is_tegra else {}), **alone}
 
 
 def tensorrt(machine: Machine) -> Finding:
