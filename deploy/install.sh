@@ -18,6 +18,8 @@ LATENTD_HOME=${LATENTD_HOME:-/opt/latentd}
 DISK_MIB=1500
 MEMORY_MIB=3500
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# What lies in root's home is not the machine's: the service can't see it.
+export PYTHONNOUSERSITE=1
 
 say() { printf '%s\n' "$*"; }
 did() { printf '  %s\n' "$*"; }

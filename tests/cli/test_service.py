@@ -315,6 +315,10 @@ def test_every_unit_is_part_of_the_package() -> None:
     assert Path(SYSUSERS).name == "latentd.conf"
 
 
+def test_the_unit_sees_no_packages_in_a_home_as_the_installer_does() -> None:
+    assert "Environment=PYTHONNOUSERSITE=1" in (UNITS / SERVICE).read_text().splitlines()
+
+
 def test_the_unit_has_no_line_that_cuda_forbids() -> None:
     lines = [line.strip() for line in (UNITS / SERVICE).read_text().splitlines() if "=" in line and not line.startswith("#")]
     keys = {line.split("=")[0] for line in lines}

@@ -207,11 +207,25 @@ def test_another_machine_is_refused_with_a_reason(board: Board, files: Dict[str,
     assert not board.venv.exists()
 
 
+def needs_a_python_without_torch() -> None:
+    if subprocess.run([python38(), "-s", "-c", "import torch"], stderr=subprocess.DEVNULL).returncode == 0:
+        pytest.skip(f"{python38()} has a torch of its own")
+
+
 def test_without_torch_or_python_it_says_what_to_install(board: Board) -> None:
+    needs_a_python_without_torch()
     assert "there is no python9" in board.install(code=1, PYTHON="python9")
-    if subprocess.run([python38(), "-c", "import torch"], stderr=subprocess.DEVNULL).returncode != 0:
-        shutil.rmtree(str(board.site / "torch"))
-        assert "Install NVIDIA's wheel" in board.install(code=1)
+    shutil.rmtree(str(board.site / "torch"))
+    assert "Install NVIDIA's wheel" in board.install(code=1)
+
+
+def test_a_torch_in_the_home_of_root_is_none_for_the_service_does_not_see_it(board: Board) -> None:
+    needs_a_python_without_torch()
+    command = [python38(), "-c", "import site; print(site.getusersitepackages())"]
+    site = subprocess.run(command, env={"HOME": str(board.root)}, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
+    Path(site).mkdir(parents=True)
+    shutil.move(str(board.site / "torch"), str(Path(site, "torch")))
+    assert "for all users first" in board.install("--check", code=1)
 
 
 def test_a_full_disk_is_found_before_anything_is_made(board: Board) -> None:
