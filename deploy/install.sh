@@ -85,21 +85,19 @@ check_python() {
 # The version of a package that this Python has of the machine, and for torch its CUDA, without importing it.
 outside() {
     "$PYTHON" - "$1" <<'EOF'
-import importlib.util, pathlib, re, sys
+import importlib.metadata, importlib.util, pathlib, re, sys
 spec = importlib.util.find_spec(sys.argv[1])
 if spec is None or not spec.origin:
     sys.exit(1)
-folder = pathlib.Path(spec.origin).parent
-for name in ("version.py", "__init__.py"):
-    if (folder / name).is_file():
-        text = (folder / name).read_text(errors="replace")
-        version = re.search(r"^(?:__version__|version|full_version)\b[^=\n]*=\s*['\"]([^'\"]+)", text, re.M)
-        cuda = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)", text, re.M)
-        if version:
-            print(version.group(1), cuda.group(1) if cuda else "none")
-            break
-else:
-    print("unknown none")
+files = [pathlib.Path(spec.origin).parent / name for name in ("version.py", "__init__.py")]
+text = "\n".join(path.read_text(errors="replace") for path in files if path.is_file())
+version = re.search(r"^(?:__version__|version|full_version)\b[^=\n]*=\s*['\"]([^'\"]+)", text, re.M)
+cuda = re.search(r"^cuda\b[^=\n]*=\s*['\"]([^'\"]+)", text, re.M)
+try:  # numpy 1.21 to 1.25 work their version out when they are imported
+    found = version.group(1) if version else importlib.metadata.version(sys.argv[1])
+except importlib.metadata.PackageNotFoundError:
+    found = "unknown"
+print(found, cuda.group(1) if cuda else "none")
 EOF
 }
 

@@ -23,6 +23,19 @@ NX = {
 }
 NVIDIA_TORCH = "__version__ = '2.1.0a0+41361538.nv23.06'\ndebug = False\ncuda = '11.4'\n"
 PLAIN_TORCH = "from typing import Optional\n__version__ = '2.4.1'\ncuda: Optional[str] = None\n"
+# As numpy 1.17 has it, and as 1.21 to 1.25 have it, whose version only the metadata beside tell.
+OLD_NUMPY = "short_version = '1.17.4'\nversion = '1.17.4'\nfull_version = '1.17.4'\n"
+NUMPY = """from __future__ import annotations
+
+from ._version import get_versions
+
+__ALL__ = ['version', '__version__', 'full_version', 'git_revision', 'release']
+
+vinfo: dict[str, str] = get_versions()
+version = vinfo["version"]
+__version__ = vinfo.get("closest-tag", vinfo["version"])
+full_version = vinfo['version']
+"""
 # It writes down its arguments and the constraints, and leaves a latentd that writes down its own.
 LATENTD = """#!/bin/sh
 echo "$@" >> "$NOTES/latentd"
@@ -58,7 +71,7 @@ class Board:
         self.plant(
             self.site, {"torch/__init__.py": "", "torch/version.py": NVIDIA_TORCH, "tensorrt/__init__.py": '__version__ = "8.5.2.2"\n'}
         )
-        self.plant(self.site, {"numpy/__init__.py": "", "numpy/version.py": 'version = "1.17.4"\n'})
+        self.plant(self.site, {"numpy/__init__.py": "", "numpy/version.py": OLD_NUMPY})
         self.tool("pip", PIP)
         self.tool("latentd", LATENTD)
         self.venv = self.root / "opt/latentd"
@@ -122,7 +135,8 @@ def test_a_numpy_that_is_new_enough_stays_and_an_old_one_gets_a_pinned_one_besid
     said = board.install()
     assert "numpy 1.17.4 of the machine is too old" in said
     assert next(line for line in board.noted("pins") if line.startswith("numpy=")).startswith("numpy==")
-    board.plant(board.site, {"numpy/version.py": 'version = "1.23.5"\n'})
+    metadata = {"numpy-1.23.5.dist-info/METADATA": "Metadata-Version: 2.1\nName: numpy\nVersion: 1.23.5\n"}
+    board.plant(board.site, {"numpy/version.py": NUMPY, **metadata})
     assert "numpy 1.23.5 of the machine stays" in board.install()
     assert "numpy===1.23.5" in board.noted("pins")
 
