@@ -12,9 +12,10 @@
 set -eu
 umask 022
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-root='' act=install purge='' force='' check=''
+root='' act=install purge='' force='' check='' unit_environ=''
 PYTHON=${PYTHON:-python3}
 LATENTD_HOME=${LATENTD_HOME:-/opt/latentd}
+LIBRARIES="A library: sudo apt-get install libopenblas-base libopenmpi-dev libomp-dev. A module: sudo pip3 install it"
 DISK_MIB=1500
 MEMORY_MIB=3500
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -61,7 +62,9 @@ need_root() {
 
 check_board() {
     model=$(text /proc/device-tree/model)
-    case $(text /proc/device-tree/compatible) in
+    compatible=$(text /proc/device-tree/compatible)
+    case $compatible in *tegra*) unit_environ=$(sed -n 's/^Environment=//p' "$here/daemon/latentd/units/latentd.service.d/20-jetson.conf") ;; esac
+    case $compatible in
         *tegra194*) did "board: ${model:-Jetson Xavier}" ;;
         *tegra*) note "board: ${model:-Jetson}; made for Xavier, and likely to work here" ;;
         *) doubt "this is no Jetson" "On another computer: pip install 'latentd[all]', then latentd service install" ;;
@@ -101,6 +104,19 @@ print(found, cuda.group(1) if cuda else "none")
 EOF
 }
 
+# Runs a command with what the unit sets on a Jetson before latentd starts.
+as_unit() {
+    # shellcheck disable=SC2086
+    env $unit_environ "$@"
+}
+
+# Fails when a Python can't import these modules, with its last words in $words.
+can_import() {
+    words=$(as_unit "$1" -c "import $2" 2>&1 >/dev/null) && return
+    words=$(printf '%s\n' "$words" | tail -n 1)
+    return 1
+}
+
 check_packages() {
     torch=$(outside torch) || fail "PyTorch is not installed for $PYTHON" \
         "Install NVIDIA's wheel for JetPack 5 (torch 2.0.0+nv23.05 or 2.1.0a0+nv23.06) for all users first: sudo pip3 install <wheel>"
@@ -108,6 +124,7 @@ check_packages() {
         *none) doubt "torch ${torch% *} has no CUDA: pip has put it in the place of NVIDIA's" "sudo pip3 uninstall torch, then NVIDIA's wheel again" ;;
         *) did "torch ${torch% *} with CUDA ${torch#* }, which stays as it is" ;;
     esac
+    can_import "$PYTHON" torch || fail "torch ${torch% *} can't be imported: $words" "$LIBRARIES"
     if tensorrt=$(outside tensorrt); then did "TensorRT ${tensorrt% *}"; else note "no TensorRT for $PYTHON: sudo apt-get install python3-libnvinfer"; fi
 }
 
@@ -162,6 +179,7 @@ install_package() {
     if outside onnxruntime >/dev/null; then extra=''; else extra='[onnxruntime]'; fi
     pip_install --upgrade --no-build-isolation "$work/$extra"
     [ ! -e "$venv/lib/python$version/site-packages/torch" ] || fail "pip put a torch into $LATENTD_HOME, in front of NVIDIA's" "rm -rf $LATENTD_HOME, then run this again"
+    can_import "$venv/bin/python" "torch, onnx, latentd.cli.app, latentd.service.supervisor" || fail "what was installed can't be imported: $words"
     did "installed $("$venv/bin/latentd" --version)"
 }
 
@@ -174,7 +192,7 @@ run_latentd() {
 
 install_service() {
     if [ -z "$root" ]; then
-        "$venv/bin/latentd" backbone pull >/dev/null || fail "the backbone could not be fetched" "sudo $LATENTD_HOME/bin/latentd backbone pull, with a network; then run this again"
+        as_unit "$venv/bin/latentd" backbone pull >/dev/null || fail "the backbone could not be fetched" "sudo $LATENTD_HOME/bin/latentd backbone pull, with a network; then run this again"
         did "the backbone is in /var/cache/latentd"
     else
         note "no backbone in $root: latentd backbone pull fetches it"

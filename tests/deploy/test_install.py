@@ -45,7 +45,12 @@ PIP = """#!/bin/sh
 echo "$@" >> "$NOTES/pip"
 while [ "$1" != --constraint ]; do shift; done
 cp "$2" "$NOTES/pins"
-case "$*" in *--no-build-isolation*) cp "$NOTES/../tools/latentd" "$BIN/latentd" ;; esac
+case "$*" in *--no-build-isolation*) ;; *) exit ;; esac
+cp "$NOTES/../tools/latentd" "$BIN/latentd"
+for site in "$BIN"/../lib/python*/site-packages; do
+    mkdir -p "$site/latentd/cli" "$site/latentd/service"
+    touch "$site/onnx.py" "$site/latentd/cli/app.py" "$site/latentd/service/supervisor.py"
+done
 """
 
 
@@ -201,8 +206,34 @@ def test_a_torch_that_pip_put_there_is_refused(board: Board) -> None:
     assert "note: torch 2.4.1 has no CUDA" in board.install("--force")
 
 
+NO_BLAS = "raise OSError('libopenblas.so.0: cannot open shared object file: No such file or directory')\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_a_torch_that_can_not_be_imported_is_refused_with_the_packages_that_it_needs(board: Board, options: List[str]) -> None:
+    board.plant(board.site, {"torch/__init__.py": NO_BLAS})
+    said = board.install(*options, code=1)
+    assert "torch 2.1.0a0+41361538.nv23.06 can't be imported: OSError: libopenblas.so.0" in said
+    assert "apt-get install libopenblas-base libopenmpi-dev libomp-dev" in said
+    assert not board.venv.exists()
+
+
+def test_torch_is_imported_with_what_the_unit_sets_on_a_jetson(board: Board) -> None:
+    board.plant(board.site, {"torch/__init__.py": "import os\nassert os.environ['OPENBLAS_CORETYPE'] == 'ARMV8'\n"})
+    board.install()
+    board.plant(board.root, {"proc/device-tree/compatible": "raspberrypi,4-model-b\0"})
+    assert "can't be imported: KeyError: 'OPENBLAS_CORETYPE'" in board.install("--force", code=1)
+
+
+def test_an_installation_that_can_not_be_imported_is_none(board: Board) -> None:
+    board.tool("pip", PIP.replace(" touch ", " echo "))
+    said = board.install(code=1)
+    assert "what was installed can't be imported: ModuleNotFoundError" in said
+    assert board.noted("latentd") == [], "no service is installed"
+
+
 def test_a_pip_that_brings_a_torch_of_its_own_all_the_same_is_found(board: Board) -> None:
-    board.tool("pip", PIP + 'for lib in "$BIN"/../lib/python*; do mkdir -p "$lib/site-packages/torch"; done\n')
+    board.tool("pip", PIP + '\nfor lib in "$BIN"/../lib/python*; do mkdir -p "$lib/site-packages/torch"; done\n')
     assert "in front of NVIDIA's" in board.install(code=1)
 
 
