@@ -144,7 +144,9 @@ check_room() {
 
 pip_install() {
     # shellcheck disable=SC2086
-    ${LATENTD_PIP:-"$venv/bin/python" -m pip} install --quiet --constraint "$work/pins.txt" "$@"
+    ${LATENTD_PIP:-"$venv/bin/python" -m pip} install --quiet --constraint "$work/pins.txt" "$@" && return
+    [ -z "$was_whole" ] || touch "$venv/whole" # what pip can't get it does not begin with
+    exit 1
 }
 
 # The pins of this Python, but what the machine brings in a version that is new enough stays at that very version.
@@ -159,28 +161,45 @@ write_pins() {
     fi
 }
 
+python_of() { "$1" -c 'import sys; print(sys.version_info[:2], sys.base_prefix)' 2>/dev/null; }
+version_of_latentd() { "$venv/bin/latentd" --version 2>/dev/null || true; }
+
+# Whether the last run left the environment whole on the disk: pip waits for no disk, so a power cut after it leaves empty files.
+is_whole() {
+    [ -e "$venv/whole" ] && grep -q 'include-system-site-packages = true' "$venv/pyvenv.cfg" &&
+        [ "$(python_of "$venv/bin/python")" = "$(python_of "$PYTHON")" ] && [ -n "$(version_of_latentd)" ]
+}
+
 make_environment() {
     if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ]; then fail "$LATENTD_HOME exists and is no environment" "Move it away, or name another with LATENTD_HOME="; fi
-    has=$("$venv/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
-    if [ "$has" != "$version" ] || ! grep -q 'include-system-site-packages = true' "$venv/pyvenv.cfg"; then
+    was_whole=''
+    if is_whole; then
+        was_whole=1
+        did "the environment $LATENTD_HOME is there"
+    else
+        [ ! -e "$venv" ] || note "the environment $LATENTD_HOME is not whole, or of another Python: it is made anew"
         # shellcheck disable=SC2086
         "$PYTHON" -m venv --clear --system-site-packages ${LATENTD_PIP:+--without-pip} "$venv"
         did "made the environment $LATENTD_HOME, which sees the machine's torch and TensorRT"
-    else
-        did "the environment $LATENTD_HOME is there"
     fi
+    rm -f "$venv/whole"
 }
 
 install_package() {
+    again="Run this again, which makes the environment anew"
     write_pins
     cp -R "$here/daemon" "$here/pyproject.toml" "$here/README.md" "$here/LICENSE" "$work/"
     rm -rf "$work/build" "$work"/daemon/*.egg-info
     pip_install --upgrade pip setuptools
     if outside onnxruntime >/dev/null; then extra=''; else extra='[onnxruntime]'; fi
     pip_install --upgrade --no-build-isolation "$work/$extra"
-    [ ! -e "$venv/lib/python$version/site-packages/torch" ] || fail "pip put a torch into $LATENTD_HOME, in front of NVIDIA's" "rm -rf $LATENTD_HOME, then run this again"
-    can_import "$venv/bin/python" "torch, onnx, latentd.cli.app, latentd.service.supervisor" || fail "what was installed can't be imported: $words"
-    did "installed $("$venv/bin/latentd" --version)"
+    [ ! -e "$venv/lib/python$version/site-packages/torch" ] || fail "pip put a torch into $LATENTD_HOME, in front of NVIDIA's" "$again"
+    can_import "$venv/bin/python" "torch, onnx, latentd.cli.app, latentd.service.supervisor" || fail "what was installed can't be imported: $words" "$again"
+    installed=$(version_of_latentd)
+    [ -n "$installed" ] || fail "$LATENTD_HOME/bin/latentd does not run" "$again"
+    sync
+    touch "$venv/whole"
+    did "installed $installed"
 }
 
 # Runs the new latentd, and ends with its words when it fails.

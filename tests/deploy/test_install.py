@@ -165,6 +165,44 @@ def test_a_second_run_is_an_upgrade_in_the_same_environment(board: Board) -> Non
     assert (board.root / "etc/latentd/config.toml").read_text() == "mine"
 
 
+def test_an_environment_of_another_python_is_made_anew(board: Board) -> None:
+    board.install()
+    board.tool("python", f'#!/bin/sh\ncase "$*" in *base_prefix*) echo elsewhere ;; *) exec {python38()} "$@" ;; esac\n')
+    assert "made anew" in board.install(PYTHON=str(board.tools / "python"))
+    (board.venv / "bin/python").unlink()
+    (board.venv / "bin/python").symlink_to("/no/such/python3.8")
+    assert "made anew" in board.install()
+
+
+@pytest.mark.parametrize("is_upgrade", [False, True])
+def test_an_environment_that_a_power_cut_emptied_is_made_anew(board: Board, is_upgrade: bool) -> None:
+    """The power goes while pip works, or after it, before all is on the disk."""
+    if is_upgrade:
+        board.install()
+        board.tool("cut", "#!/bin/sh\nkill -KILL $PPID\n")
+        board.install(code=-9, LATENTD_PIP=str(board.tools / "cut"))
+    else:
+        board.tool("sync", "#!/bin/sh\nkill -KILL $PPID\n")
+        board.install(code=-9)
+        (board.tools / "sync").unlink()
+    (site,) = board.venv.glob("lib/python*/site-packages")
+    (site / "onnx.py").write_bytes(b"")
+    assert "made anew" in board.install()
+    assert "the environment /opt/latentd is there" in board.install()
+
+
+def test_an_upgrade_for_which_pip_finds_no_network_leaves_the_environment_as_it_was(board: Board) -> None:
+    board.install()
+    board.install(code=1, LATENTD_PIP="false")
+    assert "the environment /opt/latentd is there" in board.install()
+
+
+@pytest.mark.parametrize("start", ["", "#!/no/such/python\n"])
+def test_a_latentd_that_does_not_run_is_not_installed(board: Board, start: str) -> None:
+    board.tool("latentd", start)
+    assert "/opt/latentd/bin/latentd does not run" in board.install(code=1)
+
+
 def test_the_checkout_is_left_as_it_was(board: Board) -> None:
     before = {path: path.stat().st_mtime_ns for path in ROOT.iterdir()}
     board.install()
