@@ -202,11 +202,12 @@ install_package() {
     did "installed $installed"
 }
 
-# Runs the new latentd, and ends with its words when it fails.
+# Runs the new latentd and passes on what it says while it says it; fails as it fails.
 run_latentd() {
+    rm -f "$work/failed"
     # shellcheck disable=SC2086
-    words=$("$venv/bin/latentd" "$@" $service_root 2>&1) || fail "latentd $*" "$words"
-    printf '%s\n' "$words" | sed 's/^/  /'
+    { PYTHONUNBUFFERED=1 "$venv/bin/latentd" "$@" $service_root 2>&1 || touch "$work/failed"; } | sed 's/^/  /'
+    [ ! -e "$work/failed" ]
 }
 
 install_service() {
@@ -216,15 +217,35 @@ install_service() {
     else
         note "no backbone in $root: latentd backbone pull fetches it"
     fi
-    run_latentd service install --exec "$LATENTD_HOME/bin/latentd"
+    run_latentd service install --exec "$LATENTD_HOME/bin/latentd" || fail "the service could not be installed" "Mend that and run this again"
+}
+
+# What `latentd service uninstall` does, for where no latentd runs any more.
+remove_service() {
+    units=$root/usr/local/lib/systemd/system
+    now=''
+    [ -n "$root" ] || [ ! -d /run/systemd/system ] || now=--now
+    for unit in latentd.socket latentd.service; do
+        # shellcheck disable=SC2086
+        [ ! -e "$units/$unit" ] || systemctl ${root:+--root="$root"} disable $now "$unit" || note "$unit could not be disabled"
+    done
+    for file in 20-jetson.conf 30-render.conf 50-cpu.conf.example 50-memory.conf.example 60-network.conf.example unfinished; do
+        rm -f "$units/latentd.service.d/$file"
+    done
+    rm -f "$units/latentd.service" "$units/latentd.socket" "$root/usr/local/lib/sysusers.d/latentd.conf"
+    [ ! -d "$units/latentd.service.d" ] || rmdir "$units/latentd.service.d" 2>/dev/null || note "$units/latentd.service.d has files of yours"
+    [ -z "$now" ] || systemctl daemon-reload
+    if [ -n "$purge" ]; then
+        rm -rf "$root/var/lib/latentd" "$root/var/cache/latentd"
+        ! text /etc/passwd | grep -q '^latentd:' || userdel ${root:+--root "$root"} latentd
+    fi
 }
 
 uninstall() {
-    if [ -x "$venv/bin/latentd" ]; then
-        # shellcheck disable=SC2086
-        run_latentd service uninstall $purge
-    else
-        note "there is no $LATENTD_HOME/bin/latentd"
+    # shellcheck disable=SC2086
+    if [ -z "$(version_of_latentd)" ] || ! run_latentd service uninstall $purge; then
+        note "there is no $LATENTD_HOME/bin/latentd that runs: the service is removed without it"
+        remove_service
     fi
     if [ -e "$venv/pyvenv.cfg" ]; then
         rm -rf "$venv"
@@ -232,6 +253,9 @@ uninstall() {
     fi
 }
 
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
 if [ "$act" = uninstall ]; then
     need_root
     say "Removing latentd:"
@@ -246,9 +270,6 @@ check_packages
 check_room
 [ -z "$check" ] || exit 0
 need_root
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' INT TERM
 say "Installing latentd:"
 make_environment
 install_package

@@ -12,6 +12,8 @@ from typing import Dict, List
 
 import pytest
 
+from latentd.cli.install import CACHE, STATE, UNFINISHED, UNIT_FOLDER, Host, install_steps
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "deploy/install.sh"
 NX = {
@@ -79,6 +81,8 @@ class Board:
         self.plant(self.site, {"numpy/__init__.py": "", "numpy/version.py": OLD_NUMPY})
         self.tool("pip", PIP)
         self.tool("latentd", LATENTD)
+        for name in ("systemctl", "userdel"):
+            self.tool(name, f'#!/bin/sh\necho {name} "$@" >> "$NOTES/system"\n')
         self.venv = self.root / "opt/latentd"
 
     def plant(self, folder: Path, files: Dict[str, str]) -> None:
@@ -99,6 +103,9 @@ class Board:
         said = ran.stdout.decode()
         assert ran.returncode == code, said
         return said
+
+    def files(self) -> List[str]:
+        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file() or path.is_symlink())
 
     def noted(self, name: str) -> List[str]:
         path = self.notes / name
@@ -226,6 +233,39 @@ def test_uninstalling_removes_service_and_environment_and_keeps_the_rest(board: 
     assert not board.venv.exists()
     assert state.exists()
     assert "there is no /opt/latentd/bin/latentd" in board.install("--uninstall"), "safe to run again"
+    assert state.exists()
+
+
+@pytest.mark.parametrize("purge", [False, True])
+@pytest.mark.parametrize("fault", ["gone", "empty", "without its python", "failing"])
+def test_uninstalling_without_a_latentd_that_runs_removes_all_that_latentd_would(board: Board, fault: str, purge: bool) -> None:
+    board.install()
+    before = board.files()
+    board.plant(board.root, {"etc/group": NX["etc/group"] + "render:x:104:\n", "etc/passwd": "latentd:x:997:997::/:/bin/false\n"})
+    host = Host(board.root, lambda command: None)
+    for step in install_steps(host, Path("/opt/latentd/bin/latentd"), start=False):
+        step.act()
+    (board.root / UNIT_FOLDER / UNFINISHED).touch()
+    board.plant(board.root, {f"{STATE}/journal.sqlite": "taught", f"{CACHE}/weights": "big"})
+    program = board.venv / "bin/latentd"
+    if fault == "gone":
+        shutil.rmtree(str(board.venv))
+    else:
+        program.write_text({"empty": "", "without its python": "#!/no/such/python\n"}.get(fault, LATENTD + "exit 1\n"))
+    said = board.install("--uninstall", *(["--purge-state"] if purge else []))
+    assert "the service is removed without it" in said
+    taken = ["disable latentd.socket", "disable latentd.service"]
+    users = [f"userdel --root {board.root} latentd"] if purge else []
+    assert board.noted("system") == [*(f"systemctl --root={board.root} {each}" for each in taken), *users]
+    kept = [] if purge else [f"{CACHE}/weights", f"{STATE}/journal.sqlite"]
+    assert board.files() == sorted([*(name for name in before if not name.startswith("opt/")), "etc/passwd", *kept])
+
+
+def test_uninstalling_without_latentd_leaves_a_users_own_drop_in(board: Board) -> None:
+    mine = f"{UNIT_FOLDER}/latentd.service.d/90-mine.conf"
+    board.plant(board.root, {mine: "", f"{UNIT_FOLDER}/latentd.service": ""})
+    assert "has files of yours" in board.install("--uninstall")
+    assert [name for name in board.files() if name.startswith("usr/")] == [mine]
 
 
 def test_what_was_taught_goes_only_when_told(board: Board) -> None:
