@@ -53,6 +53,7 @@ done
 [ -z "$root" ] || [ -d "$root" ] || fail "$root is not a folder"
 venv=$root$LATENTD_HOME
 service_root=${root:+--root=$root}
+link=$root/usr/local/bin/latentd # where sudo finds it too, which looks in a few folders only
 
 # --- the machine ------------------------------------------------------------------------------------------------------
 
@@ -212,12 +213,25 @@ run_latentd() {
 
 install_service() {
     if [ -z "$root" ]; then
-        as_unit "$venv/bin/latentd" backbone pull >/dev/null || fail "the backbone could not be fetched" "sudo $LATENTD_HOME/bin/latentd backbone pull, with a network; then run this again"
+        as_unit "$venv/bin/latentd" backbone pull >/dev/null || fail "the backbone could not be fetched" "With a network: sudo $LATENTD_HOME/bin/latentd backbone pull; then run this again"
         did "the backbone is in /var/cache/latentd"
     else
         note "no backbone in $root: latentd backbone pull fetches it"
     fi
     run_latentd service install --exec "$LATENTD_HOME/bin/latentd" || fail "the service could not be installed" "Mend that and run this again"
+}
+
+link_is_ours() { [ "$(readlink "$link" 2>/dev/null)" = "$LATENTD_HOME/bin/latentd" ]; }
+
+link_command() {
+    if link_is_ours; then return; fi
+    if [ -e "$link" ] || [ -L "$link" ]; then
+        note "$link is something else and stays; this latentd is $LATENTD_HOME/bin/latentd"
+        return
+    fi
+    mkdir -p "${link%/*}"
+    ln -s "$LATENTD_HOME/bin/latentd" "$link"
+    did "made the command latentd in ${link%/*}"
 }
 
 # What `latentd service uninstall` does, for where no latentd runs any more.
@@ -247,6 +261,7 @@ uninstall() {
         note "there is no $LATENTD_HOME/bin/latentd that runs: the service is removed without it"
         remove_service
     fi
+    if link_is_ours; then rm -f "$link"; fi
     if [ -e "$venv/pyvenv.cfg" ]; then
         rm -rf "$venv"
         did "removed $LATENTD_HOME"
@@ -273,8 +288,10 @@ need_root
 say "Installing latentd:"
 make_environment
 install_package
+link_command
 install_service
 say "latentd answers at once with the best engine that is ready, and compiles a faster one in the background."
-say "  $LATENTD_HOME/bin/latentd status    how it is"
-say "  $LATENTD_HOME/bin/latentd doctor    what could be better on this machine"
-say "  systemctl status latentd           what systemd says"
+if link_is_ours; then command=latentd; else command=$LATENTD_HOME/bin/latentd; fi
+say "  $command status            how it is"
+say "  sudo $command doctor       what could be better on this machine"
+say "  systemctl status latentd  what systemd says"
