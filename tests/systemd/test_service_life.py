@@ -16,6 +16,7 @@ from systemd.container import LATENTD, Container
 pytestmark = pytest.mark.systemd
 
 STUCK = "ExecStart=\nExecStart=/opt/latentd/bin/python /opt/test/stuck.py serve"
+DOCS = Path(__file__).parents[2] / "docs/service.md"
 UNITS = "/usr/local/lib/systemd/system"
 
 
@@ -167,9 +168,13 @@ def test_uninstalling_keeps_what_was_taught_and_purging_does_not(taught: Contain
     assert (taught.root / "etc/latentd/config.toml").exists()
 
 
-def test_systemd_holds_the_port_and_starts_it_at_the_first_call(taught: Container) -> None:
+def test_as_documented_systemd_holds_the_port_and_starts_it_at_the_first_call(taught: Container) -> None:
+    (commands,) = re.findall(r"^  ```bash\n((?:  sudo systemctl .*\n)+)", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert "enable --now latentd.socket" in commands
+    taught.call("sh", "-ec", commands.replace("sudo ", ""))
+    assert taught.show("ActiveState", "latentd.socket") == "active"
+    assert taught.latentd("status")["samples"] == 6
     taught.call("systemctl", "stop", "latentd")
-    taught.call("systemctl", "enable", "--now", "latentd.socket")
     assert taught.show("ActiveState") == "inactive"
     assert taught.latentd("status")["samples"] == 6
     assert taught.show("ActiveState") == "active"
