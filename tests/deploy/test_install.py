@@ -400,7 +400,13 @@ def test_options_are_explained_and_unknown_ones_refused(board: Board) -> None:
     assert "--frobnicate is no option" in board.install("--frobnicate", code=1)
 
 
+@pytest.mark.parametrize("name", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("deploy/**/*.sh")))
+def test_a_plain_shell_can_read_every_script(name: str) -> None:
+    for shell in filter(shutil.which, ("sh", "dash")):
+        subprocess.run([shell, "-n", name], cwd=ROOT, check=True)
+
+
 def test_the_scripts_pass_shellcheck() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck not found: apt-get install shellcheck")
-    subprocess.run(["shellcheck", str(SCRIPT), str(ROOT / "deploy/venv.sh")], check=True)
+    subprocess.run(["shellcheck", *map(str, ROOT.glob("deploy/**/*.sh"))], check=True)
