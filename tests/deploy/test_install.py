@@ -1,32 +1,17 @@
-"""deploy/install.sh in a root that imitates a Xavier NX, with a pip that only notes what it was asked for; no network, no root."""
+"""deploy/install.sh in a root that imitates a Xavier NX; no network, no root."""
 
 from __future__ import annotations
 
-import functools
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Dict, List
 
 import pytest
 
-from latentd.cli.install import CACHE, STATE, UNFINISHED, UNIT_FOLDER, Host, install_steps
+from deploy.board import LATENTD, PIP, PLAIN_TORCH, ROOT, Board, python38
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "deploy/install.sh"
-NX = {
-    "proc/device-tree/model": "NVIDIA Jetson Xavier NX Developer Kit\0",
-    "proc/device-tree/compatible": "nvidia,p3449-0000+p3668-0001\0nvidia,tegra194\0",
-    "proc/meminfo": "MemTotal:        6996988 kB\nMemAvailable:    4194304 kB\nSwapTotal:       3498484 kB\n",
-    "etc/nv_tegra_release": "# R35 (release), REVISION: 6.5, GCID: 32790763, BOARD: t186ref, EABI: aarch64\n",
-    "etc/group": "root:x:0:\nvideo:x:44:\n",
-}
-NVIDIA_TORCH = "__version__ = '2.1.0a0+41361538.nv23.06'\ndebug = False\ncuda = '11.4'\n"
-PLAIN_TORCH = "from typing import Optional\n__version__ = '2.4.1'\ncuda: Optional[str] = None\n"
-# As numpy 1.17 has it, and as 1.21 to 1.25 have it, whose version only the metadata beside tell.
-OLD_NUMPY = "short_version = '1.17.4'\nversion = '1.17.4'\nfull_version = '1.17.4'\n"
+# As numpy 1.21 to 1.25 have it: only the metadata beside tell the version.
 NUMPY = """from __future__ import annotations
 
 from ._version import get_versions
@@ -38,83 +23,6 @@ version = vinfo["version"]
 __version__ = vinfo.get("closest-tag", vinfo["version"])
 full_version = vinfo['version']
 """
-# It writes down its arguments and the constraints, and leaves a latentd that writes down its own.
-LATENTD = """#!/bin/sh
-echo "$@" >> "$NOTES/latentd"
-case $1 in --version) echo latentd 1.2.3 ;; *) echo did "$2" ;; esac
-"""
-PIP = """#!/bin/sh
-echo "$@" >> "$NOTES/pip"
-while [ "$1" != --constraint ]; do shift; done
-cp "$2" "$NOTES/pins"
-case "$*" in *--no-build-isolation*) ;; *) exit ;; esac
-cp "$NOTES/../tools/latentd" "$BIN/latentd"
-for site in "$BIN"/../lib/python*/site-packages; do
-    mkdir -p "$site/latentd/cli" "$site/latentd/service"
-    touch "$site/onnx.py" "$site/latentd/cli/app.py" "$site/latentd/service/supervisor.py"
-done
-"""
-
-
-@functools.lru_cache(maxsize=1)
-def python38() -> str:
-    """Python 3.8, as JetPack 5 has it, where there is one; else the Python of the tests, without what the tests' environment holds."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv")))
-    found = [shutil.which("python3.8"), *map(str, sorted(pyenv.glob("versions/3.8.*/bin/python")))]
-    for path in filter(None, found):  # a shim of pyenv is there for every version and works for some
-        if subprocess.run([path, "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
-            return path
-    return str(Path(sys.base_prefix, "bin", "python{}.{}".format(*sys.version_info)))
-
-
-class Board:
-    """A root in a folder, and what the installer did to it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root, self.notes, self.site, self.tools = (folder / name for name in ("root", "notes", "site", "tools"))
-        for path in (self.root, self.notes, self.site, self.tools):
-            path.mkdir()
-        self.plant(self.root, NX)
-        self.plant(
-            self.site, {"torch/__init__.py": "", "torch/version.py": NVIDIA_TORCH, "tensorrt/__init__.py": '__version__ = "8.5.2.2"\n'}
-        )
-        self.plant(self.site, {"numpy/__init__.py": "", "numpy/version.py": OLD_NUMPY})
-        self.tool("pip", PIP)
-        self.tool("latentd", LATENTD)
-        for name in ("systemctl", "userdel"):
-            self.tool(name, f'#!/bin/sh\necho {name} "$@" >> "$NOTES/system"\n')
-        self.venv = self.root / "opt/latentd"
-
-    def plant(self, folder: Path, files: Dict[str, str]) -> None:
-        for name, text in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
-
-    def tool(self, name: str, text: str) -> None:
-        (self.tools / name).write_text(text)
-        (self.tools / name).chmod(0o755)
-
-    def install(self, *options: str, code: int = 0, **environ: str) -> str:
-        """Runs the installer; gives what it said."""
-        own = {"PATH": f"{self.tools}:{os.environ['PATH']}", "PYTHON": python38(), "PYTHONPATH": str(self.site), "HOME": str(self.root)}
-        fakes = {"LATENTD_PIP": str(self.tools / "pip"), "NOTES": str(self.notes), "BIN": str(self.venv / "bin")}
-        command = ["sh", str(SCRIPT), "--root", str(self.root), *options]
-        ran = subprocess.run(command, env={**own, **fakes, **environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        said = ran.stdout.decode()
-        assert ran.returncode == code, said
-        return said
-
-    def files(self) -> List[str]:
-        return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file() or path.is_symlink())
-
-    def noted(self, name: str) -> List[str]:
-        path = self.notes / name
-        return path.read_text().splitlines() if path.exists() else []
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path)
 
 
 def test_it_says_what_the_board_is_and_what_it_did(board: Board) -> None:
@@ -221,76 +129,6 @@ def test_check_changes_nothing(board: Board) -> None:
     assert "Installing" not in said
     assert not board.venv.exists()
     assert board.noted("pip") == []
-
-
-def test_uninstalling_removes_service_and_environment_and_keeps_the_rest(board: Board) -> None:
-    board.install()
-    state = board.root / "var/lib/latentd/journal.sqlite"
-    board.plant(board.root, {"var/lib/latentd/journal.sqlite": "taught"})
-    said = board.install("--uninstall")
-    assert board.noted("latentd")[-1] == f"service uninstall --root={board.root}"
-    assert "removed /opt/latentd" in said
-    assert not board.venv.exists()
-    assert state.exists()
-    assert "there is no /opt/latentd/bin/latentd" in board.install("--uninstall"), "safe to run again"
-    assert state.exists()
-
-
-BROKEN = {"empty": "", "without its python": "#!/no/such/python\n", "failing": LATENTD + "exit 1\n"}
-
-
-@pytest.mark.parametrize(("fault", "purge"), [("gone", False), ("gone", True), *((fault, False) for fault in BROKEN)])
-def test_uninstalling_without_a_latentd_that_runs_removes_all_that_latentd_would(board: Board, fault: str, purge: bool) -> None:
-    before = board.files()
-    board.plant(board.root, {"etc/group": NX["etc/group"] + "render:x:104:\n", "etc/passwd": "latentd:x:997:997::/:/bin/false\n"})
-    for step in install_steps(Host(board.root, lambda command: None), Path("/opt/latentd/bin/latentd"), start=False):
-        step.act()
-    board.plant(board.root, {f"{UNIT_FOLDER}/{UNFINISHED}": "", f"{STATE}/journal.sqlite": "taught", f"{CACHE}/weights": "big"})
-    if fault in BROKEN:
-        board.plant(board.root, {"opt/latentd/pyvenv.cfg": "", "opt/latentd/bin/latentd": BROKEN[fault]})
-        (board.venv / "bin/latentd").chmod(0o755)
-    said = board.install("--uninstall", *(["--purge-state"] if purge else []))
-    assert "the service is removed without it" in said
-    taken = ["disable latentd.socket", "disable latentd.service"]
-    users = [f"userdel --root {board.root} latentd"] if purge else []
-    assert board.noted("system") == [*(f"systemctl --root={board.root} {each}" for each in taken), *users]
-    kept = [] if purge else [f"{CACHE}/weights", f"{STATE}/journal.sqlite"]
-    assert board.files() == sorted([*before, "etc/passwd", *kept])
-
-
-def test_uninstalling_without_latentd_leaves_a_users_own_drop_in(board: Board) -> None:
-    mine = f"{UNIT_FOLDER}/latentd.service.d/90-mine.conf"
-    board.plant(board.root, {mine: "", f"{UNIT_FOLDER}/latentd.service": ""})
-    assert "has files of yours" in board.install("--uninstall")
-    assert [name for name in board.files() if name.startswith("usr/")] == [mine]
-
-
-def test_the_command_is_where_sudo_looks_for_it_and_goes_with_the_rest(board: Board) -> None:
-    link = board.root / "usr/local/bin/latentd"
-    assert "made the command latentd" in board.install()
-    assert os.readlink(str(link)) == "/opt/latentd/bin/latentd"
-    assert "made the command" not in board.install()
-    board.install("--uninstall")
-    assert not link.is_symlink()
-
-
-@pytest.mark.parametrize("is_link", [True, False])
-def test_a_command_of_that_name_that_is_not_ours_stays(board: Board, is_link: bool) -> None:
-    link = board.root / "usr/local/bin/latentd"
-    board.plant(board.root, {"usr/local/bin/other": "mine", "usr/local/bin/latentd": "mine"})
-    if is_link:
-        link.unlink()
-        link.symlink_to("other")
-    assert f"{link} is something else and stays" in board.install()
-    board.install("--uninstall")
-    assert (link.is_symlink(), link.read_text()) == (is_link, "mine")
-
-
-def test_what_was_taught_goes_only_when_told(board: Board) -> None:
-    board.install()
-    board.install("--uninstall", "--purge-state")
-    assert board.noted("latentd")[-1] == f"service uninstall --purge-state --root={board.root}"
-    assert "goes with --uninstall" in board.install("--purge-state", code=1)
 
 
 def test_a_torch_that_pip_put_there_is_refused(board: Board) -> None:
