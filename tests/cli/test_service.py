@@ -12,23 +12,30 @@ from cli.conftest import Latentd
 from latentd.cli import install as installing
 from latentd.cli.install import CACHE, JETSON, RENDER, SERVICE, STATE, SYSUSERS, UNIT_FOLDER, Host, check_reachable
 from latentd.errors import InstallError
+from latentd.service.notify import LONGEST_START_S
 
 BINARY = Path("/opt/latentd/bin/latentd")
 UNITS = installing.SOURCES
 
 
 class System:
-    """A root in a folder; `commands` is what would have been run."""
+    """A root in a folder; `commands` is what would have been run. fails: what a command that fails begins with."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.commands = root, [""][:0]
+        self.root, self.commands, self.fails = root, [""][:0], "no command"
+        self.is_enabled = False
         self.host = Host(root, self.run)
         (root / "etc").mkdir()
         (root / "etc/group").write_text("root:x:0:\nvideo:x:44:\n")
         (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
 
     def run(self, command: Sequence[str]) -> None:
-        self.commands.append(" ".join(command).replace(str(self.root), "ROOT"))
+        line = " ".join(word for word in command if word != f"--root={self.root}" or command[0] != "systemctl")
+        self.commands.append(line.replace(str(self.root), "ROOT"))
+        if line.startswith(self.fails) or (line.startswith("systemctl is-enabled") and not self.is_enabled):
+            raise InstallError(f"{line}: failed")
+        if line.startswith(("systemctl enable", "systemctl disable")):
+            self.is_enabled = "enable" in command
         if command[0] == "systemd-sysusers":
             with (self.root / "etc/passwd").open("a") as passwd:
                 passwd.write("latentd:x:999:999::/var/lib/latentd:/usr/sbin/nologin\n")
@@ -62,7 +69,7 @@ def test_the_unit_goes_outside_etc_and_runs_the_latentd_that_installed_it(system
     assert f"ExecStart={BINARY} serve\n" in system.unit().read_text()
     assert system.unit().stat().st_mode & 0o777 == 0o644
     assert [name for name in system.files() if name.startswith("etc/")] == ["etc/group", "etc/passwd"]
-    assert system.commands == ["systemd-sysusers --root=ROOT latentd.conf", f"systemctl --root=ROOT enable {SERVICE}"]
+    assert system.commands == ["systemd-sysusers --root=ROOT latentd.conf", f"systemctl enable {SERVICE}"]
     assert "make the system user latentd" in sentences
     assert not system.unit(JETSON).exists()
     assert not system.unit(RENDER).exists()
@@ -108,20 +115,66 @@ def test_a_jetson_and_a_render_group_get_their_drop_ins_and_lose_them_again(syst
     assert system.install() == [f"remove /{UNIT_FOLDER}/{RENDER}"]
 
 
-def test_a_running_systemd_is_told_and_the_service_started(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def live(system: System, monkeypatch: pytest.MonkeyPatch) -> System:
+    """… on which systemd runs."""
     monkeypatch.setattr(Host, "is_live", True)
-    system.install()
-    assert [command.replace(" --root=ROOT", "") for command in system.commands[1:]] == [
-        "systemctl daemon-reload",
-        f"systemctl enable --now {SERVICE}",
-    ]
-    system.commands.clear()
-    system.unit().write_text("old")
-    system.install()
-    assert [command.replace(" --root=ROOT", "") for command in system.commands] == [
-        "systemctl daemon-reload",
-        f"systemctl try-restart {SERVICE}",
-    ]
+    return system
+
+
+START = [f"systemctl reset-failed {SERVICE}", f"systemctl restart {SERVICE}"]
+
+
+def test_a_running_systemd_is_told_and_the_service_started(live: System) -> None:
+    live.install()
+    assert live.commands[1:] == ["systemctl daemon-reload", f"systemctl enable {SERVICE}", *START]
+    live.commands.clear()
+    live.unit().write_text("old")
+    live.install()
+    assert live.commands == [f"systemctl is-enabled {SERVICE}", "systemctl daemon-reload", *START], "whether it runs, failed or ended"
+
+
+def test_what_was_disabled_is_neither_enabled_nor_started_by_an_upgrade(live: System) -> None:
+    live.install()
+    live.run(["systemctl", "disable", "--now", SERVICE])
+    live.commands.clear()
+    live.install()
+    assert live.commands == [f"systemctl is-enabled {SERVICE}", "systemctl daemon-reload", f"systemctl try-restart {SERVICE}"]
+
+
+@pytest.mark.parametrize("fails", ["systemd-sysusers", "systemctl daemon-reload", "systemctl enable", "systemctl restart"])
+def test_a_first_installation_that_failed_is_completed_by_the_next(live: System, fails: str) -> None:
+    live.fails = fails
+    with pytest.raises(InstallError):
+        live.install()
+    live.fails = "no command"
+    live.commands.clear()
+    live.install()
+    assert live.is_enabled
+    assert "systemctl daemon-reload" in live.commands
+    assert live.commands[-2:] == START
+
+
+def test_a_first_installation_that_was_cut_off_after_any_step_is_completed_by_the_next(live: System, tmp_path: Path) -> None:
+    for taken in range(1 + len(installing.install_steps(live.host, BINARY, start=True))):
+        (tmp_path / str(taken)).mkdir()
+        system = System(tmp_path / str(taken))
+        steps = installing.install_steps(system.host, BINARY, start=True)
+        system.take(steps[:taken])
+        system.commands.clear()
+        system.install()
+        assert (system.is_enabled, system.commands[-2:]) == (True, START), steps[:taken][-1:]
+        assert not system.unit(installing.UNFINISHED).exists()
+
+
+def test_a_service_that_never_ran_has_no_failure_to_forget(live: System) -> None:
+    live.fails = "systemctl reset-failed"
+    live.install()
+    assert live.commands[-1] == f"systemctl restart {SERVICE}"
+
+
+def test_a_first_start_may_take_as_long_as_the_daemon_asks_the_manager_for() -> None:
+    assert installing.TIMEOUT_S > LONGEST_START_S + 150, "and the one that ran before has 150 s to stop"
 
 
 def test_uninstalling_keeps_what_was_taught_and_the_configuration(system: System) -> None:
@@ -131,7 +184,7 @@ def test_uninstalling_keeps_what_was_taught_and_the_configuration(system: System
         (system.root / kept).write_text("kept")
     system.commands.clear()
     system.uninstall()
-    assert system.commands == [f"systemctl --root=ROOT disable {SERVICE} latentd.socket"]
+    assert system.commands == [f"systemctl disable {SERVICE} latentd.socket"]
     assert system.files() == sorted(
         ["etc/group", "etc/passwd", "etc/latentd/config.toml", f"{STATE}/journal.sqlite", f"{CACHE}/backbones/w"]
     )
@@ -233,10 +286,37 @@ def test_a_latentd_that_is_not_there_is_not_installed(latentd: Latentd, monkeypa
     assert "to run" in ran.err
 
 
+def test_the_python_behind_the_latentd_to_run_must_be_reachable_too(
+    latentd: Latentd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(host: Host, paths: Sequence[Path]) -> None:
+        raise InstallError(" ".join(map(str, paths)))
+
+    monkeypatch.setattr(installing, "check_reachable", refuse)
+    (tmp_path / "home").touch()
+    (tmp_path / "python").symlink_to(tmp_path / "home")
+    program = tmp_path / "latentd"
+    program.write_text(f"#!{tmp_path}/python -s\n")
+    program.chmod(0o755)
+    ran = latentd("service", "install", "--dry-run", "--exec", str(program))
+    assert (ran.code, f"{program} {tmp_path}/home" in ran.err) == (1, True)
+
+
+@pytest.mark.parametrize("start", [b"", b"\x7fELF\x02", b"#! usr/bin/python\n", b"\n"])
+def test_a_program_that_tells_no_interpreter_has_none(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "latentd").write_bytes(start)
+    assert installing.interpreter_of(tmp_path / "latentd") is None
+    assert installing.interpreter_of(tmp_path / "absent") is None
+
+
 def test_every_unit_is_part_of_the_package() -> None:
     names = {str(path.relative_to(UNITS)) for path in UNITS.rglob("*") if path.is_file()}
     assert names == {SERVICE, installing.SOCKET, JETSON, RENDER, "latentd.sysusers", *installing.EXAMPLES}
     assert Path(SYSUSERS).name == "latentd.conf"
+
+
+def test_the_unit_sees_no_packages_in_a_home_as_the_installer_does() -> None:
+    assert "Environment=PYTHONNOUSERSITE=1" in (UNITS / SERVICE).read_text().splitlines()
 
 
 def test_the_unit_has_no_line_that_cuda_forbids() -> None:

@@ -14,6 +14,8 @@ from typing import Iterator, List
 
 import pytest
 
+from latentd.cli.doctor.machine import JETSON_DROP_IN
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile.l4t").read_text(encoding="utf-8")
 COMPOSE = (ROOT / "deploy/compose.yaml").read_text(encoding="utf-8")
@@ -41,6 +43,13 @@ def test_the_last_stage_starts_from_nothing_and_is_no_root() -> None:
     assert last.startswith("\nFROM scratch\n")
     assert re.findall(r"^(?:USER|ENTRYPOINT|RUN).*", last, re.MULTILINE) == ["USER 8420:8420", 'ENTRYPOINT ["/opt/latentd/bin/latentd"]']
     assert "r35.4.1" in DOCKERFILE.splitlines()[3]
+
+
+def test_libraries_are_looked_for_where_the_unit_looks_for_them_on_a_jetson() -> None:
+    """NVIDIA's runtime puts the driver's into the folder tegra."""
+    found = re.findall(r"\bLD_LIBRARY_PATH=(\S+)", DOCKERFILE + JETSON_DROP_IN.read_text(encoding="utf-8"))
+    assert len(found) == 2
+    assert found[0] == found[1]
 
 
 def lines_under(key: str) -> List[str]:

@@ -1,95 +1,28 @@
-"""deploy/install.sh in a root that imitates a Xavier NX, with a pip that only notes what it was asked for; no network, no root."""
+"""deploy/install.sh in a root that imitates a Xavier NX; no network, no root."""
 
 from __future__ import annotations
 
-import functools
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Dict, List
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "deploy/install.sh"
-NX = {
-    "proc/device-tree/model": "NVIDIA Jetson Xavier NX Developer Kit\0",
-    "proc/device-tree/compatible": "nvidia,p3449-0000+p3668-0001\0nvidia,tegra194\0",
-    "proc/meminfo": "MemTotal:        6996988 kB\nMemAvailable:    4194304 kB\nSwapTotal:       3498484 kB\n",
-    "etc/nv_tegra_release": "# R35 (release), REVISION: 6.5, GCID: 32790763, BOARD: t186ref, EABI: aarch64\n",
-    "etc/group": "root:x:0:\nvideo:x:44:\n",
-}
-NVIDIA_TORCH = "__version__ = '2.1.0a0+41361538.nv23.06'\ndebug = False\ncuda = '11.4'\n"
-PLAIN_TORCH = "from typing import Optional\n__version__ = '2.4.1'\ncuda: Optional[str] = None\n"
-# It writes down its arguments and the constraints, and leaves a latentd that writes down its own.
-LATENTD = """#!/bin/sh
-echo "$@" >> "$NOTES/latentd"
-case $1 in --version) echo latentd 1.2.3 ;; *) echo did "$2" ;; esac
+from deploy.board import LATENTD, PIP, PLAIN_TORCH, ROOT, Board, python38
+
+# As numpy 1.21 to 1.25 have it: only the metadata beside tell the version.
+NUMPY = """from __future__ import annotations
+
+from ._version import get_versions
+
+__ALL__ = ['version', '__version__', 'full_version', 'git_revision', 'release']
+
+vinfo: dict[str, str] = get_versions()
+version = vinfo["version"]
+__version__ = vinfo.get("closest-tag", vinfo["version"])
+full_version = vinfo['version']
 """
-PIP = """#!/bin/sh
-echo "$@" >> "$NOTES/pip"
-while [ "$1" != --constraint ]; do shift; done
-cp "$2" "$NOTES/pins"
-case "$*" in *--no-build-isolation*) cp "$NOTES/../tools/latentd" "$BIN/latentd" ;; esac
-"""
-
-
-@functools.lru_cache(maxsize=1)
-def python38() -> str:
-    """Python 3.8, as JetPack 5 has it, where there is one; else the Python of the tests, without what the tests' environment holds."""
-    pyenv = Path(os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv")))
-    found = [shutil.which("python3.8"), *map(str, sorted(pyenv.glob("versions/3.8.*/bin/python")))]
-    for path in filter(None, found):  # a shim of pyenv is there for every version and works for some
-        if subprocess.run([path, "--version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
-            return path
-    return str(Path(sys.base_prefix, "bin", "python{}.{}".format(*sys.version_info)))
-
-
-class Board:
-    """A root in a folder, and what the installer did to it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root, self.notes, self.site, self.tools = (folder / name for name in ("root", "notes", "site", "tools"))
-        for path in (self.root, self.notes, self.site, self.tools):
-            path.mkdir()
-        self.plant(self.root, NX)
-        self.plant(
-            self.site, {"torch/__init__.py": "", "torch/version.py": NVIDIA_TORCH, "tensorrt/__init__.py": '__version__ = "8.5.2.2"\n'}
-        )
-        self.plant(self.site, {"numpy/__init__.py": "", "numpy/version.py": 'version = "1.17.4"\n'})
-        self.tool("pip", PIP)
-        self.tool("latentd", LATENTD)
-        self.venv = self.root / "opt/latentd"
-
-    def plant(self, folder: Path, files: Dict[str, str]) -> None:
-        for name, text in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
-
-    def tool(self, name: str, text: str) -> None:
-        (self.tools / name).write_text(text)
-        (self.tools / name).chmod(0o755)
-
-    def install(self, *options: str, code: int = 0, **environ: str) -> str:
-        """Runs the installer; gives what it said."""
-        own = {"PATH": f"{self.tools}:{os.environ['PATH']}", "PYTHON": python38(), "PYTHONPATH": str(self.site), "HOME": str(self.root)}
-        fakes = {"LATENTD_PIP": str(self.tools / "pip"), "NOTES": str(self.notes), "BIN": str(self.venv / "bin")}
-        command = ["sh", str(SCRIPT), "--root", str(self.root), *options]
-        ran = subprocess.run(command, env={**own, **fakes, **environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        said = ran.stdout.decode()
-        assert ran.returncode == code, said
-        return said
-
-    def noted(self, name: str) -> List[str]:
-        path = self.notes / name
-        return path.read_text().splitlines() if path.exists() else []
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path)
 
 
 def test_it_says_what_the_board_is_and_what_it_did(board: Board) -> None:
@@ -122,7 +55,8 @@ def test_a_numpy_that_is_new_enough_stays_and_an_old_one_gets_a_pinned_one_besid
     said = board.install()
     assert "numpy 1.17.4 of the machine is too old" in said
     assert next(line for line in board.noted("pins") if line.startswith("numpy=")).startswith("numpy==")
-    board.plant(board.site, {"numpy/version.py": 'version = "1.23.5"\n'})
+    metadata = {"numpy-1.23.5.dist-info/METADATA": "Metadata-Version: 2.1\nName: numpy\nVersion: 1.23.5\n"}
+    board.plant(board.site, {"numpy/version.py": NUMPY, **metadata})
     assert "numpy 1.23.5 of the machine stays" in board.install()
     assert "numpy===1.23.5" in board.noted("pins")
 
@@ -146,6 +80,44 @@ def test_a_second_run_is_an_upgrade_in_the_same_environment(board: Board) -> Non
     assert (board.root / "etc/latentd/config.toml").read_text() == "mine"
 
 
+def test_an_environment_of_another_python_is_made_anew(board: Board) -> None:
+    board.install()
+    board.tool("python", f'#!/bin/sh\ncase "$*" in *base_prefix*) echo elsewhere ;; *) exec {python38()} "$@" ;; esac\n')
+    assert "made anew" in board.install(PYTHON=str(board.tools / "python"))
+    (board.venv / "bin/python").unlink()
+    (board.venv / "bin/python").symlink_to("/no/such/python3.8")
+    assert "made anew" in board.install()
+
+
+@pytest.mark.parametrize("is_upgrade", [False, True])
+def test_an_environment_that_a_power_cut_emptied_is_made_anew(board: Board, is_upgrade: bool) -> None:
+    """The power goes while pip works, or after it, before all is on the disk."""
+    if is_upgrade:
+        board.install()
+        board.tool("cut", "#!/bin/sh\nkill -KILL $PPID\n")
+        board.install(code=-9, LATENTD_PIP=str(board.tools / "cut"))
+    else:
+        board.tool("sync", "#!/bin/sh\nkill -KILL $PPID\n")
+        board.install(code=-9)
+        (board.tools / "sync").unlink()
+    (site,) = board.venv.glob("lib/python*/site-packages")
+    (site / "onnx.py").write_bytes(b"")
+    assert "made anew" in board.install()
+    assert "the environment /opt/latentd is there" in board.install()
+
+
+def test_an_upgrade_for_which_pip_finds_no_network_leaves_the_environment_as_it_was(board: Board) -> None:
+    board.install()
+    board.install(code=1, LATENTD_PIP="false")
+    assert "the environment /opt/latentd is there" in board.install()
+
+
+@pytest.mark.parametrize("start", ["", "#!/no/such/python\n"])
+def test_a_latentd_that_does_not_run_is_not_installed(board: Board, start: str) -> None:
+    board.tool("latentd", start)
+    assert "/opt/latentd/bin/latentd does not run" in board.install(code=1)
+
+
 def test_the_checkout_is_left_as_it_was(board: Board) -> None:
     before = {path: path.stat().st_mtime_ns for path in ROOT.iterdir()}
     board.install()
@@ -159,25 +131,6 @@ def test_check_changes_nothing(board: Board) -> None:
     assert board.noted("pip") == []
 
 
-def test_uninstalling_removes_service_and_environment_and_keeps_the_rest(board: Board) -> None:
-    board.install()
-    state = board.root / "var/lib/latentd/journal.sqlite"
-    board.plant(board.root, {"var/lib/latentd/journal.sqlite": "taught"})
-    said = board.install("--uninstall")
-    assert board.noted("latentd")[-1] == f"service uninstall --root={board.root}"
-    assert "removed /opt/latentd" in said
-    assert not board.venv.exists()
-    assert state.exists()
-    assert "there is no /opt/latentd/bin/latentd" in board.install("--uninstall"), "safe to run again"
-
-
-def test_what_was_taught_goes_only_when_told(board: Board) -> None:
-    board.install()
-    board.install("--uninstall", "--purge-state")
-    assert board.noted("latentd")[-1] == f"service uninstall --purge-state --root={board.root}"
-    assert "goes with --uninstall" in board.install("--purge-state", code=1)
-
-
 def test_a_torch_that_pip_put_there_is_refused(board: Board) -> None:
     board.plant(board.site, {"torch/version.py": PLAIN_TORCH})
     said = board.install(code=1)
@@ -187,8 +140,34 @@ def test_a_torch_that_pip_put_there_is_refused(board: Board) -> None:
     assert "note: torch 2.4.1 has no CUDA" in board.install("--force")
 
 
+NO_BLAS = "raise OSError('libopenblas.so.0: cannot open shared object file: No such file or directory')\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_a_torch_that_can_not_be_imported_is_refused_with_the_packages_that_it_needs(board: Board, options: List[str]) -> None:
+    board.plant(board.site, {"torch/__init__.py": NO_BLAS})
+    said = board.install(*options, code=1)
+    assert "torch 2.1.0a0+41361538.nv23.06 can't be imported: OSError: libopenblas.so.0" in said
+    assert "apt-get install libopenblas-base libopenmpi-dev libomp-dev" in said
+    assert not board.venv.exists()
+
+
+def test_torch_is_imported_with_what_the_unit_sets_on_a_jetson(board: Board) -> None:
+    board.plant(board.site, {"torch/__init__.py": "import os\nassert os.environ['OPENBLAS_CORETYPE'] == 'ARMV8'\n"})
+    board.install()
+    board.plant(board.root, {"proc/device-tree/compatible": "raspberrypi,4-model-b\0"})
+    assert "can't be imported: KeyError: 'OPENBLAS_CORETYPE'" in board.install("--force", code=1)
+
+
+def test_an_installation_that_can_not_be_imported_is_none(board: Board) -> None:
+    board.tool("pip", PIP.replace(" touch ", " echo "))
+    said = board.install(code=1)
+    assert "what was installed can't be imported: ModuleNotFoundError" in said
+    assert board.noted("latentd") == [], "no service is installed"
+
+
 def test_a_pip_that_brings_a_torch_of_its_own_all_the_same_is_found(board: Board) -> None:
-    board.tool("pip", PIP + 'for lib in "$BIN"/../lib/python*; do mkdir -p "$lib/site-packages/torch"; done\n')
+    board.tool("pip", PIP + '\nfor lib in "$BIN"/../lib/python*; do mkdir -p "$lib/site-packages/torch"; done\n')
     assert "in front of NVIDIA's" in board.install(code=1)
 
 
@@ -207,11 +186,25 @@ def test_another_machine_is_refused_with_a_reason(board: Board, files: Dict[str,
     assert not board.venv.exists()
 
 
+def needs_a_python_without_torch() -> None:
+    if subprocess.run([python38(), "-s", "-c", "import torch"], stderr=subprocess.DEVNULL).returncode == 0:
+        pytest.skip(f"{python38()} has a torch of its own")
+
+
 def test_without_torch_or_python_it_says_what_to_install(board: Board) -> None:
+    needs_a_python_without_torch()
     assert "there is no python9" in board.install(code=1, PYTHON="python9")
-    if subprocess.run([python38(), "-c", "import torch"], stderr=subprocess.DEVNULL).returncode != 0:
-        shutil.rmtree(str(board.site / "torch"))
-        assert "Install NVIDIA's wheel" in board.install(code=1)
+    shutil.rmtree(str(board.site / "torch"))
+    assert "Install NVIDIA's wheel" in board.install(code=1)
+
+
+def test_a_torch_in_the_home_of_root_is_none_for_the_service_does_not_see_it(board: Board) -> None:
+    needs_a_python_without_torch()
+    command = [python38(), "-c", "import site; print(site.getusersitepackages())"]
+    site = subprocess.run(command, env={"HOME": str(board.root)}, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
+    Path(site).mkdir(parents=True)
+    shutil.move(str(board.site / "torch"), str(Path(site, "torch")))
+    assert "for all users first" in board.install("--check", code=1)
 
 
 def test_a_full_disk_is_found_before_anything_is_made(board: Board) -> None:
@@ -245,7 +238,13 @@ def test_options_are_explained_and_unknown_ones_refused(board: Board) -> None:
     assert "--frobnicate is no option" in board.install("--frobnicate", code=1)
 
 
+@pytest.mark.parametrize("name", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("deploy/**/*.sh")))
+def test_a_plain_shell_can_read_every_script(name: str) -> None:
+    for shell in filter(shutil.which, ("sh", "dash")):
+        subprocess.run([shell, "-n", name], cwd=ROOT, check=True)
+
+
 def test_the_scripts_pass_shellcheck() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck not found: apt-get install shellcheck")
-    subprocess.run(["shellcheck", str(SCRIPT), str(ROOT / "deploy/venv.sh")], check=True)
+    subprocess.run(["shellcheck", *map(str, ROOT.glob("deploy/**/*.sh"))], check=True)

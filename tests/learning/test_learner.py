@@ -254,6 +254,22 @@ def test_what_the_memory_gives_up_leaves_the_disk_only_with_the_next_version(jou
     assert saved_versions(tmp_path) == [20]
 
 
+def test_until_a_snapshot_that_nobody_waits_for_it_waits_and_says_why(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took no step then, for 20 times as long as making the last snapshot took: a watchdog would have called it stuck."""
+    monkeypatch.setattr(learning, "PUBLISH_SHARE", 1e-9)  # by itself it would not publish again today
+    with running_learner(journal, tmp_path) as learner:
+        seq = teach(journal, ("cat", 0))[-1].seq
+        while learner.status().state != "waiting":
+            threading.Event().wait(0.001)
+        assert (learner.status().reason, learner.status().lag_samples) == (learning.UNHURRIED, 1)
+        learner.learned(seq).result(WAIT_S)
+        while learner.status().state != "idle":
+            threading.Event().wait(0.001)
+        assert (learner.status().reason, learner.status().lag_samples) == (None, 0)
+
+
 # --- saving ---
 
 

@@ -16,6 +16,7 @@ from systemd.container import LATENTD, Container
 pytestmark = pytest.mark.systemd
 
 STUCK = "ExecStart=\nExecStart=/opt/latentd/bin/python /opt/test/stuck.py serve"
+DOCS = Path(__file__).parents[2] / "docs/service.md"
 UNITS = "/usr/local/lib/systemd/system"
 
 
@@ -143,6 +144,16 @@ def test_a_second_installation_does_not_enable_what_was_disabled(system: Contain
     assert system.call("systemctl", "is-enabled", "latentd", check=False).strip() == "disabled"
 
 
+def test_a_first_installation_that_failed_is_completed_by_the_next(bare: Container, drop_in: Drop) -> None:
+    drop_in("ExecStart=\nExecStart=/bin/false\nRestartSec=100ms")
+    bare.call(LATENTD, "service", "install", check=False)
+    bare.until(lambda: bare.show("ActiveState") == "failed", "systemd to give it up")
+    drop_in("")
+    bare.call(LATENTD, "service", "install")
+    assert bare.show("ActiveState") == "active"
+    assert bare.call("systemctl", "is-enabled", "latentd").strip() == "enabled"
+
+
 def test_uninstalling_keeps_what_was_taught_and_purging_does_not(taught: Container) -> None:
     taught.call(LATENTD, "service", "uninstall")
     assert taught.show("LoadState") == "not-found"
@@ -157,9 +168,13 @@ def test_uninstalling_keeps_what_was_taught_and_purging_does_not(taught: Contain
     assert (taught.root / "etc/latentd/config.toml").exists()
 
 
-def test_systemd_holds_the_port_and_starts_it_at_the_first_call(taught: Container) -> None:
+def test_as_documented_systemd_holds_the_port_and_starts_it_at_the_first_call(taught: Container) -> None:
+    (commands,) = re.findall(r"^  ```bash\n((?:  sudo systemctl .*\n)+)", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert "enable --now latentd.socket" in commands
+    taught.call("sh", "-ec", commands.replace("sudo ", ""))
+    assert taught.show("ActiveState", "latentd.socket") == "active"
+    assert taught.latentd("status")["samples"] == 6
     taught.call("systemctl", "stop", "latentd")
-    taught.call("systemctl", "enable", "--now", "latentd.socket")
     assert taught.show("ActiveState") == "inactive"
     assert taught.latentd("status")["samples"] == 6
     assert taught.show("ActiveState") == "active"

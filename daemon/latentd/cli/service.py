@@ -39,8 +39,9 @@ def install(
     if host.root == Path("/"):
         if not os.access(binary, os.X_OK):
             raise InstallError(f"there is no {binary} to run", hint="Name the latentd to run with --exec.")
-        own = [] if executable else [Path(sys.executable).resolve(), Path(latentd.__file__).resolve()]
-        installing.check_reachable(host, [binary, *own])
+        interpreter = installing.interpreter_of(binary)
+        own = [] if executable else [Path(latentd.__file__).resolve()]
+        installing.check_reachable(host, [binary, *([interpreter] if interpreter else []), *own])
     _take(installing.install_steps(host, binary, not no_start), dry_run, as_json)
     if not as_json and not dry_run:
         note("`systemctl status latentd` shows how it is, `journalctl -u latentd` what it said, `latentd doctor` what could be better.")
@@ -66,12 +67,12 @@ def _host(root: Path, dry_run: bool) -> Host:
 
 
 def _take(steps: List[Step], dry_run: bool, as_json: bool) -> None:
-    """Takes the steps one after the other, saying each; a failure leaves the rest for the next run."""
+    """Takes the steps one after the other, saying each before it, for one may take minutes; a failure leaves the rest for the next run."""
     for step in steps:
-        if not dry_run:
-            step.act()
         if not as_json:
             say(f"{'would ' if dry_run else ''}{step.sentence}")
+        if not dry_run:
+            step.act()
     if as_json:
         print_json({"dry_run": dry_run, "steps": [step.sentence for step in steps]})
     elif not steps:

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 MAX_DEATHS = 3
 DEATH_WINDOW_S = 600.0
 PUBLISH_SHARE = 0.05  # while more waits: making snapshots takes at most this share of the time
+UNHURRIED = "what was learned last answers soon: making snapshots takes a twentieth of the time at most"
 NICE = 10  # of the thread: what answers goes before what learns
 FINISH_S = 2.0  # after stop: how long the request in hand may take to its end
 RESTART_S = 1.0  # after a death
@@ -159,9 +160,10 @@ class Learner:
 
     def status(self) -> LearnerStatus:
         lag = max(0, self._journal.status().head_seq - self._snapshot.seq)
+        unhurried = UNHURRIED if self._state == "waiting" else None
         return LearnerStatus(
             self._pace.interruption or self._state,
-            self._pace.reason or self._reason or self._short or self._log.trouble or self._keeper.trouble,
+            self._pace.reason or self._reason or self._short or self._log.trouble or self._keeper.trouble or unhurried,
             self._snapshot.seq,
             lag,
             self._arrivals.age_s(self._snapshot.seq) if lag else 0.0,
@@ -233,7 +235,7 @@ class Learner:
         self._place = trainer.place
         self._made = None
         self._publish(trainer, "restored")
-        self._short = None
+        self._state, self._short = "idle", None
         if not self._restored.done():
             self._restored.set_result(None)
         return trainer
@@ -287,11 +289,11 @@ class Learner:
     def _rest(self, trainer: Trainer) -> None:
         """Sleeps until the journal grows, somebody waits for an answer, or a snapshot or version is due."""
         if self._publish_due(trainer):
+            self._state = "learning"
             self._publish(trainer, "learned")
             return  # whether to sleep now is asked anew
         unpublished = trainer.seq > self._snapshot.seq
-        if not unpublished:
-            self._state = "idle"
+        self._state = "waiting" if unpublished else "idle"
         waits = [self._keeper.due_in_s(trainer), self._next_publish_at - time.monotonic() if unpublished else None]
         known = [wait for wait in waits if wait is not None]
         self._wake.wait(max(0.0, min(known)) if known else None)

@@ -258,8 +258,10 @@ def _catch_up(journal: Journal, learner: Learner) -> None:
     """
     learned = learner.learned(journal.status().head_seq)
     deadline = time.monotonic() + CATCH_UP_S
-    while not learned.done() and time.monotonic() < deadline and learner.status().state != "waiting":
+    while not learned.done() and time.monotonic() < deadline:
         with suppress(LatentdError, FutureTimeoutError):
             learned.result(CATCH_UP_POLL_S)
+        if learner.status().state == "waiting":  # not before: a snapshot that nobody had waited for is made now
+            break
     if not learned.done() or learned.exception() is not None:
         log.warning("serving starts %d samples behind what was taught; the learner goes on", learner.status().lag_samples)

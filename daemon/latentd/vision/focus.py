@@ -121,13 +121,17 @@ def encoder_tensors(model: Any) -> Dict[str, NDArray[np.float32]]:
 def reference(model: Any, converted: Converted) -> Optional[Reference]:
     """The original graph's answer to two probe images; None where ONNX Runtime is absent.
 
-    Raises CheckpointError where the converted module differs by more than PARITY anywhere: such a conversion must not be installed.
+    Raises CheckpointError where the converted module differs by more than PARITY anywhere, or can't be run at all: such a conversion must
+    not be installed.
     """
     try:
         import onnxruntime
     except ImportError:
         return None
-    from latentd.vision.vit import Vit  # torch is needed here and nowhere else in this module
+    try:
+        from latentd.vision.vit import Vit  # torch is needed here and nowhere else in this module
+    except (ImportError, OSError) as cause:  # OSError: one of its libraries is missing
+        raise CheckpointError(f"PyTorch can't be imported: {cause}", hint="`latentd doctor` says what it lacks.") from cause
 
     model.graph.output.extend([_float_output(_FINAL_NORM)])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

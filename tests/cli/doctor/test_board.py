@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,13 @@ def test_the_board_is_told_by_the_device_tree_and_the_release_file(nx: Machine, 
     assert board.board(nx).state == OK
 
 
+def test_in_a_container_without_device_tree_and_release_file_the_kernel_tells_that_it_is_a_jetson(tmp_path: Path) -> None:
+    container = tree(tmp_path, {"proc/sys/kernel/osrelease": "5.10.216-tegra\n"})
+    assert container.is_tegra
+    assert board.driver(container, STRANGER).state == BROKEN, "the runtime is missing, which CUDA never says"
+    assert not tree(tmp_path, {"proc/sys/kernel/osrelease": "6.1.0-18-amd64\n"}).is_tegra
+
+
 def test_a_release_that_nobody_has_seen_is_no_fault(nx: Machine) -> None:
     (nx.root / "etc/nv_tegra_release").write_text("# R99 (release), REVISION: 1.0, GCID: 1\n")
     assert (board.board(nx).state, "99.1.0" in board.board(nx).detail) == (NOTE, True)
@@ -28,6 +36,22 @@ def test_the_drivers_nodes_must_be_open_to_the_user(nx: Machine) -> None:
     assert closed.state == BROKEN
     assert "/dev/nvmap is closed to ann (uid 54321, gids 54321)" in closed.detail
     assert "usermod -aG" in closed.fix
+
+
+def test_a_closed_node_is_told_with_the_name_of_its_group(nx: Machine) -> None:
+    gid = (nx.root / "dev/nvmap").stat().st_gid
+    tree(nx.root, {"etc/group": f"video:x:44:\ngraphics:x:{gid}:\n"})
+    found = board.driver(nx, STRANGER)
+    assert found.detail.endswith("it belongs to group graphics")
+    assert found.fix.startswith("sudo usermod -aG graphics ann")
+
+
+def test_the_node_for_profilers_may_be_closed(nx: Machine) -> None:
+    """NVIDIA's rules give nvhost-prof-gpu to the group debug, whose members CUDA does not ask for."""
+    tree(nx.root, {"dev/nvhost-prof-gpu": "", "etc/group": "video:x:44:\ndebug:x:999:\n"})
+    member = member_of(nx.root / "dev/nvmap")
+    (nx.root / "dev/nvhost-prof-gpu").chmod(0o000)
+    assert board.driver(nx, member).state == OK
 
 
 def test_nodes_that_are_missing_are_named_with_the_container_remedy(nx: Machine) -> None:

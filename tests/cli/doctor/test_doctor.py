@@ -44,7 +44,7 @@ def test_the_groups_of_a_user_are_those_of_the_files_and_of_its_unit(nx: Machine
     assert nx.user("latentd") == User("latentd", 997, frozenset({997}))
     assert nx.user("latentd", ("video", "render")) == User("latentd", 997, frozenset({997, 44}))
     assert nx.user("nobody") is None
-    assert nx.gid("video") == 44
+    assert (nx.group(44), nx.group(45)) == ("video", "45")
 
 
 def test_a_mode_is_read_for_owner_group_and_others(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def tree(root: Path, files: Dict[str, str]) -> Machine:
         path.write_text(text)
         if name.startswith("dev/"):
             path.chmod(0o660)
-    return Machine(root, disk=lambda path: Disk(50 << 30, False), package=lambda name: None, output=lambda command: "")
+    disk = Disk(50 << 30, False)
+    return Machine(root, lambda path: disk, package=lambda name: None, output=lambda command: "", imports=lambda name, environ: None)
 
 
 def member_of(path: Path) -> User:

@@ -45,7 +45,7 @@ def examine(machine: Machine, folder: Path, user: User) -> List[Finding]:
         first,
         board.board(machine),
         board.driver(machine, user),
-        software.torch(machine),
+        software.torch(machine, user),
         software.tensorrt(machine),
         software.plan_cache(settings, user),
         board.sensors(machine, settings.energy.meters),

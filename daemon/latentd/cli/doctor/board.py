@@ -12,7 +12,8 @@ from latentd.energy.board import power_mode as power_mode_of
 from latentd.energy.meters.choose import choose_meter
 from latentd.energy.meters.nvml import import_pynvml
 
-JETSON_NODES = ("nvmap", "nvhost-ctrl", "nvhost-ctrl-gpu", "nvhost-gpu", "nvhost-as-gpu", "nvhost-prof-gpu")
+# What CUDA opens; nvhost-prof-gpu, which NVIDIA's rules give to another group, is for profilers.
+JETSON_NODES = ("nvmap", "nvhost-ctrl", "nvhost-ctrl-gpu", "nvhost-gpu", "nvhost-as-gpu")
 JETSON_NEEDED = ("nvmap", "nvhost-ctrl-gpu")
 PC_NODES = ("nvidiactl", "nvidia0", "nvidia-uvm")
 OLDEST_NOW = 1735689600.0  # 2025-01-01: a clock before that was never set
@@ -42,8 +43,7 @@ def driver(machine: Machine, user: User) -> Finding:
         return Finding("driver", OK, "no NVIDIA driver here: latentd computes on the CPU")
     closed = [path for path in there if not user.may(path, READ | WRITE)]
     if closed:
-        gid = closed[0].stat().st_gid
-        group = next((name for name in ("video", "render") if machine.gid(name) == gid), f"with gid {gid}")
+        group = machine.group(closed[0].stat().st_gid)
         fix = f"sudo usermod -aG {group} {user.name}, then log in again (the unit has it as SupplementaryGroups=)"
         return Finding("driver", BROKEN, f"/dev/{closed[0].name} is closed to {user}; it belongs to group {group}", fix)
     return Finding("driver", OK, f"{len(there)} nodes, open to {user.name}")

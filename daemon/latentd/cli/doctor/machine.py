@@ -10,13 +10,18 @@ import os
 import re
 import stat
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, FrozenSet, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence
+
+import latentd
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 READ, WRITE, ENTER = 4, 2, 1  # of a file's mode, for each of owner, group and others
 COMMAND_S = 10.0
+IMPORT_S = 120.0  # torch from a slow card that has other things to do
+JETSON_DROP_IN = Path(latentd.__file__).parent / "units/latentd.service.d/20-jetson.conf"
 
 
 class Finding(NamedTuple):
@@ -45,6 +50,32 @@ def package_folder(name: str) -> Optional[Path]:
     """Where this Python would import a package from, without importing it; None: it has none."""
     spec = importlib.util.find_spec(name)
     return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def import_trouble(name: str, environ: Mapping[str, str]) -> Optional[str]:
+    """Why this Python can't import a package, tried in a process of its own with these variables besides; None: it can."""
+    command = [sys.executable, "-c", f"import {name}"]
+    try:
+        ran = subprocess.run(
+            command,
+            cwd="/",
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=IMPORT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"not done after {IMPORT_S:.0f} s"
+    if ran.returncode < 0:
+        return f"ended by signal {-ran.returncode}"
+    said = ran.stderr.decode("utf-8", "replace").strip().splitlines()
+    return (said or ["it said nothing"])[-1] if ran.returncode else None
+
+
+def jetson_environ() -> Dict[str, str]:
+    """What the unit sets on a Jetson before latentd starts."""
+    return dict(re.findall(r"^Environment=(\w+)=(.*)$", JETSON_DROP_IN.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def output_of(command: Sequence[str]) -> str:
@@ -81,12 +112,13 @@ class User:
 
 @dataclass(frozen=True)
 class Machine:
-    """root: of the filesystem. disk, package and output answer what no folder can; see the functions of those names."""
+    """root: of the filesystem. disk, package, output and imports answer what no folder can; see the functions they are by default."""
 
     root: Path = Path("/")
     disk: Callable[[Path], Disk] = disk_of
     package: Callable[[str], Optional[Path]] = package_folder
     output: Callable[[Sequence[str]], str] = output_of
+    imports: Callable[[str, Mapping[str, str]], Optional[str]] = import_trouble
 
     def path(self, inside: str) -> Path:
         return self.root / inside.lstrip("/")
@@ -100,8 +132,11 @@ class Machine:
 
     @property
     def is_tegra(self) -> bool:
-        """Whether this is a Jetson. In a container the release file may be missing; the device tree is not."""
-        return "tegra" in self.text("proc/device-tree/compatible") or bool(self.text("etc/nv_tegra_release"))
+        """Whether this is a Jetson. In a container the release file may be missing, and Docker masks /sys/firmware, where the device tree
+        lies; the kernel is the host's.
+        """
+        names = (self.text(file) for file in ("proc/device-tree/compatible", "proc/sys/kernel/osrelease"))
+        return any("tegra" in name for name in names) or bool(self.text("etc/nv_tegra_release"))
 
     @property
     def l4t(self) -> Optional[str]:
@@ -109,9 +144,9 @@ class Machine:
         found = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", self.text("etc/nv_tegra_release"))
         return f"{found.group(1)}.{found.group(2)}" if found else None
 
-    def gid(self, group: str) -> Optional[int]:
-        """The number of a group in etc/group."""
-        return next((int(parts[2]) for parts in self._rows("etc/group", 4) if parts[0] == group), None)
+    def group(self, gid: int) -> str:
+        """The name of a group in etc/group; its number where that has none."""
+        return next((parts[0] for parts in self._rows("etc/group", 4) if int(parts[2]) == gid), str(gid))
 
     def user(self, name: str, extra_groups: Sequence[str] = ()) -> Optional[User]:
         """A user of etc/passwd with the groups that etc/group gives it, and `extra_groups`, as a unit's SupplementaryGroups=."""
