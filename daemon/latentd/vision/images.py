@@ -43,6 +43,9 @@ _DAMAGE = (
 _GAP = 2.0
 """Decoders and box averaging shrink to this many times the target before the exact bicubic step."""
 _LARGE = 4_000_000  # pixels; what a smaller image leaves behind is used for the next one
+_LONGEST = 65_535
+"""Pixels on a side, as many as a JPEG can have. Some versions of Pillow make each of a million rows as wide as the square before they take
+the rows together: 1 kB for each pixel of an image that is one pixel wide."""
 _OPENERS: Dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": JpegImageFile,
     "PNG": PngImageFile,
@@ -159,6 +162,8 @@ def _counted(size: Tuple[int, int], limits: ImageLimits) -> int:
         raise TooLarge(
             f"the image is {width} x {height} pixels, at most {limits.max_pixels:,} in all are accepted", hint="Scale it down first."
         )
+    if max(size) > _LONGEST:
+        raise TooLarge(f"the image is {width} x {height} pixels, at most {_LONGEST:,} on a side are accepted", hint="Cut it up first.")
     return width * height
 
 
