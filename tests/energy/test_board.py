@@ -103,6 +103,12 @@ def test_a_rail_above_its_limit_is_named(plant: Plant) -> None:
     assert board.read(root).throttled == {"over-current": ("VDD_IN",)}
 
 
+def test_a_label_that_can_not_be_read_hides_no_other_rail(plant: Plant, break_file: Break) -> None:
+    root = plant({f"{CHIP}/in1_label": "VDD_IN", f"{CHIP}/curr1_crit_alarm": 1, f"{CHIP}/in3_label": "VDD_SOC"})
+    break_file(root / CHIP / "in3_label", errno.EIO)
+    assert board.read(root).throttled == {"over-current": ("VDD_IN",)}
+
+
 def test_an_orin_counts_its_over_currents(plant: Plant) -> None:
     root = plant({"sys/class/hwmon/hwmon3/oc1_event_cnt": 0, "sys/class/hwmon/hwmon3/oc3_event_cnt": 37})
     assert board.read(root).over_current_events == 37

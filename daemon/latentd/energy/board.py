@@ -102,11 +102,7 @@ def _cooling(root: Path) -> Iterator[str]:
 
 def _over_current(root: Path) -> Iterator[str]:
     """Rails whose INA3221 says that their current passed a limit; the board then slows down by itself."""
-    try:
-        rails = ina3221.discover(root)
-    except OSError:
-        return
-    for rail in rails:
+    for rail in ina3221.discover(root).rails:
         files = (rail.folder / f"curr{rail.channel}_{alarm}" for alarm in _ALARMS)
         if rail.is_hwmon and any(_number(file) for file in files):
             yield rail.name
