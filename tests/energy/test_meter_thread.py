@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import threading
@@ -16,7 +17,7 @@ from latentd.energy.meters import Choice, Reading
 from latentd.errors import ConfigError, MeterUnavailable
 
 if TYPE_CHECKING:
-    from energy.conftest import Clock, Plant
+    from energy.conftest import Break, Clock, Plant
 
 
 class FakeMeter:
@@ -173,7 +174,7 @@ def test_what_a_sensor_said_before_it_hung_is_unknown_after_a_while(plant: Plant
     bench.thread.tick()
     clock.now_s += KNOWN_S
     found = (bench.thread.temperatures_c, bench.thread.battery_charge, bench.thread.board.throttled)
-    assert found == ({"CPU-therm": 99.0}, 0.4, {"thermal": ("cpu at 1",)})
+    assert found == ({"CPU-therm": 99.0}, 0.4, {"thermal": ("cpu at 1",), "over-current": None})
     clock.now_s += 1  # no tick comes: the thread hangs in a read
     assert (bench.thread.temperatures_c, bench.thread.battery_charge) == ({"CPU-therm": None}, None)
     assert bench.thread.board == Board()
@@ -258,7 +259,21 @@ def test_throttling_and_a_new_power_mode_are_logged_when_they_change(plant: Plan
         "the power mode is mode 3",
         "the board runs at its full speed again",
     ]
-    assert (bench.thread.board.power_mode, bench.thread.board.throttled) == ("mode 3", {})
+    assert (bench.thread.board.power_mode, bench.thread.board.throttled) == ("mode 3", {"thermal": (), "over-current": None})
+
+
+def test_a_cooling_device_that_can_not_be_read_any_more_is_not_logged_as_full_speed(
+    plant: Plant, break_file: Break, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cooling = "sys/class/thermal/cooling_device0"
+    root = plant({f"{cooling}/type": "thermal-cpufreq-0", f"{cooling}/cur_state": 2})
+    bench = Bench(clock, NONE, root=root)
+    with caplog.at_level(logging.INFO, "latentd.energy.meter_thread"):
+        bench.run(20)
+        break_file(root / cooling / "cur_state", errno.EIO)
+        bench.run(20)
+    assert bench.thread.board.throttled["thermal"] is None
+    assert not [record for record in caplog.records if "full speed" in record.message]
 
 
 def test_a_sensor_that_vanishes_and_returns_under_another_number_costs_a_gap_and_nothing_else(plant: Plant, clock: Clock) -> None:

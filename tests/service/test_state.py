@@ -37,6 +37,10 @@ def test_the_parts_of_status_are_the_same_as_their_own_pages(world: World) -> No
         assert world.call("GET", f"/v1/{part}").json().keys() == status[part].keys()
 
 
+def test_throttling_that_nothing_tells_of_is_null(world: World) -> None:
+    assert world.call("GET", "/v1/status").json()["board"]["throttled"] == {"thermal": None, "over-current": None}
+
+
 def test_the_status_shows_how_the_board_runs_and_what_the_memory_is_planned_for(world: World) -> None:
     clocks = {"cpu": Clock(1.4e9, 1.9e9), "gpu": Clock(None, 1.1e9)}
     world.parts.board = lambda: Board("MODE_15W_6CORE", 6, clocks, 0.25, {"over-current": ("VDD_IN",)}, None)

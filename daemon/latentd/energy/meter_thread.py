@@ -210,11 +210,11 @@ class MeterThread:
         self._look = Look(now_s, temperatures_c, limits_c, now, battery.charge_ratio(self._root))
         if now.power_mode != before.power_mode:
             log.info("the power mode is %s", now.power_mode)
-        if now.throttled.keys() != before.throttled.keys():
-            causes = "; ".join(f"{cause}: {', '.join(what)}" for cause, what in now.throttled.items())
+        if now.held_back.keys() != before.held_back.keys():
+            causes = "; ".join(f"{cause}: {', '.join(what)}" for cause, what in now.held_back.items())
             if causes:
                 log.warning("the board slows itself down, %s", causes)
-            else:
+            elif all(now.throttled[cause] is not None for cause in before.held_back):
                 log.info("the board runs at its full speed again")
 
     def _close(self) -> None:

@@ -131,7 +131,7 @@ def _restraint(config: Config, plan: MemoryPlan, ledger: EnergyLedger, meters: M
         power_w=lambda: ledger.power_w,
         temperatures_c=lambda: meters.temperatures_c,
         limits_c=lambda: meters.limits_c,
-        throttled=lambda: meters.board.throttled,
+        throttled=lambda: meters.board.held_back,
         headroom=headroom.read,
         building=lambda: upgrade.building,
     )

@@ -206,7 +206,7 @@ def _board(parts: Parts) -> Iterable[Metric]:
     board = parts.board()
     clocks = {unit: clock.now_hz for unit, clock in board.clocks.items() if clock.now_hz is not None}
     yield _gauges("clock_hertz", "Clocks now.", "unit", clocks)
-    causes = {cause: float(cause in board.throttled) for cause in ("thermal", "over-current")}
+    causes = {cause: float(bool(what)) for cause, what in board.throttled.items() if what is not None}
     yield _gauges("throttled", "1 while the board slows itself down.", "cause", causes)
     if board.power_mode is not None:
         yield InfoMetricFamily("latentd_power_mode", "The power mode of a Jetson.", value={"mode": board.power_mode})

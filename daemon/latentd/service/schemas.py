@@ -307,7 +307,9 @@ class Board(Shape):
     cores_online: Optional[int]
     clocks: Dict[str, Clock] = Field(description="cpu (its fastest core) and gpu")
     gpu_load_ratio: Optional[float]
-    throttled: Dict[str, List[str]] = Field(description="thermal or over-current: what is held back; empty while nothing is")
+    throttled: Dict[str, Optional[List[str]]] = Field(
+        description="thermal and over-current: what is held back; empty while nothing is, null where nothing tells"
+    )
     over_current_events: Optional[int] = Field(description="since boot")
 
 

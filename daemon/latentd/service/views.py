@@ -138,7 +138,7 @@ def board(parts: Parts) -> Dict[str, Any]:
     return {
         **found._asdict(),
         "clocks": {unit: clock._asdict() for unit, clock in found.clocks.items()},
-        "throttled": {cause: list(what) for cause, what in found.throttled.items()},
+        "throttled": {cause: None if what is None else list(what) for cause, what in found.throttled.items()},
     }
 
 
