@@ -3,8 +3,10 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Union
 
 import pytest
@@ -240,6 +242,26 @@ def test_a_better_meter_that_comes_back_takes_over_and_is_not_asked_for_all_the_
     thread.tick()
     report = ledger.report()
     assert (report.meter.source, report.meter.passed_over, report.meter.power_w) == ("ina3221", {}, 5.0)
+
+
+def test_a_better_meter_that_breaks_while_it_is_tried_again_leaves_the_one_that_serves(
+    plant: Plant, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def init() -> None:
+        raise OSError("the driver's library is broken")
+
+    cap = "sys/class/powercap/intel-rapl:0"
+    root = plant({f"{cap}/name": "package-0", f"{cap}/energy_uj": 5, f"{cap}/max_energy_range_uj": 1000})
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=KeyError, nvmlInit=init))
+    ledger = EnergyLedger(clock=clock)
+    thread = MeterThread.from_config(EnergyConfig(meters=("nvml", "rapl")), ledger, root=root, clock=clock)
+    with caplog.at_level(logging.ERROR):
+        while clock.now_s < 1000 + 2.5 * BETTER_S:
+            clock.now_s += max(thread.tick(), 0.001)
+    report = ledger.report()
+    assert (report.is_up, report.source, report.gaps, thread.errors) == (True, "rapl", 0, 3)
+    assert "nvml failed" in report.meter.passed_over["nvml"]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [OSError]
 
 
 def test_throttling_and_a_new_power_mode_are_logged_when_they_change(plant: Plant, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

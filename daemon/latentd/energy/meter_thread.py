@@ -153,7 +153,7 @@ class MeterThread:
         """Chooses a meter, if it is time to try, and tells the ledger; False when there is none."""
         if now_s < self._retry_at_s:
             return False
-        choice = self._choose(self._stopping.wait)
+        choice = self._counted(self._choose(self._stopping.wait))
         if choice.meter is None:
             self._back_off(choice.reason, choice.passed_over)
             return False
@@ -171,7 +171,7 @@ class MeterThread:
         if self._meter is None or self._choose_better is None or now_s < self._better_due_s:
             return
         self._better_due_s = now_s + BETTER_S
-        better = self._choose_better(self._stopping.wait, self._meter.source)
+        better = self._counted(self._choose_better(self._stopping.wait, self._meter.source))
         if better.meter is not None:
             self._close()
             self._serve(better.meter, better.passed_over)
@@ -193,6 +193,11 @@ class MeterThread:
         self._is_known_down, self._down = True, (reason, passed_over)
         self._retry_at_s = self._clock() + self._retry_s
         self._retry_s = min(RETRY_LAST_S, 2 * self._retry_s)
+
+    def _counted(self, choice: Choice) -> Choice:
+        for error in choice.errors:
+            self._count_error(error)
+        return choice
 
     def _count_error(self, error: Exception) -> None:
         self.errors += 1
