@@ -194,9 +194,8 @@ def _energy(parts: Parts) -> Iterable[Metric]:
             rails.add_metric((name,), rail.energy_j)
     yield joules
     yield rails
-    yield _gauges(
-        "energy_meter_up", "Whether the meter reads.", "source", {report.meter.source or "none": float(report.meter.reason is None)}
-    )
+    up = {report.meter.last_source or "none": float(report.meter.reason is None)}
+    yield _gauges("energy_meter_up", "Whether the meter reads; of the one that serves, or served last.", "source", up)
     yield CounterMetricFamily("latentd_energy_gap_seconds", "Time without a reading.", value=report.gap_s)
     known = {name: celsius for name, celsius in parts.temperatures_c().items() if celsius is not None}
     yield _gauges("temperature_celsius", "Temperatures of the board.", "sensor", known)
