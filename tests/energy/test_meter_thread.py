@@ -5,6 +5,7 @@ import logging
 import shutil
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Union
@@ -36,6 +37,13 @@ class FakeMeter:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+class Telling(FakeMeter):
+    """Says of heat and the GPU what tegrastats does."""
+
+    def read(self) -> Reading:
+        return replace(super().read(), temperatures_c={"GPU": 61.5, "CV0": None}, gpu_load_ratio=0.42)
 
 
 class Bench:
@@ -155,6 +163,28 @@ def test_temperatures_are_read_every_five_seconds_with_or_without_a_meter(clock:
     assert bench.thread.temperatures_c == {"CPU-therm": 40.0}
     bench.run(6)
     assert bench.thread.temperatures_c == {"CPU-therm": 50.0}
+
+
+def test_what_the_meter_says_of_heat_and_the_gpu_counts_only_where_the_kernels_files_say_nothing(plant: Plant, clock: Clock) -> None:
+    bench = Bench(clock, Choice(Telling(clock), {}), root=plant({"etc/hostname": "nx"}))
+    bench.run(6)
+    assert (bench.thread.temperatures_c, bench.thread.board.gpu_load_ratio) == ({"GPU": 61.5, "CV0": None}, 0.42)
+    assert bench.thread.limits_c == {"GPU": 85.0, "CV0": 85.0}
+    zone = "sys/class/thermal/thermal_zone0"
+    plant({f"{zone}/type": "CPU-therm", f"{zone}/temp": 40000, "sys/devices/gpu.0/load": 100})
+    bench.run(6)
+    assert (bench.thread.temperatures_c, bench.thread.board.gpu_load_ratio) == ({"CPU-therm": 40.0}, 0.1)
+    assert "GPU" not in bench.thread.limits_c
+
+
+def test_what_a_meter_said_of_heat_goes_with_it(clock: Clock) -> None:
+    meter = Telling(clock)
+    bench = Bench(clock, Choice(meter, {}), NONE)
+    bench.run(6)
+    assert bench.thread.temperatures_c == {"GPU": 61.5, "CV0": None}
+    meter.error = MeterUnavailable("tegrastats ended")
+    bench.run(6)
+    assert bench.thread.temperatures_c == {}
 
 
 def test_how_warm_a_zone_may_get_is_asked_when_the_zones_change(plant: Plant, clock: Clock) -> None:
