@@ -61,7 +61,7 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     Order: journal (what was taught), ledger, frozen stage and its queue, learner, upgrade of the engine. Raises what they
     raise when they can't start.
     """
-    metrics = Metrics()
+    metrics, room_at_start_bytes = Metrics(), _room_bytes()
     backbone = checkpoints.find(config.cache_dir, config.backbone.name)
     spec = stage_spec(config, backbone)
     recent = RecentImages()  # filled only where something can be calibrated on it
@@ -104,6 +104,7 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
         board=lambda: meters.board,
         battery_charge=lambda: meters.battery_charge,
         memory_plan=plan,
+        room_at_start_bytes=room_at_start_bytes,
         restrain=lambda newer: restraint.obey(_limits(newer, plan)),
     )
     until_stop.callback(upgrade.stop, STOP_S)
@@ -115,6 +116,12 @@ def decoder(http: HttpConfig, size: int) -> Callable[[bytes], NDArray[np.uint8]]
     """For all threads of the decode pool: bytes to (size, size, 3) pixels, of no more pixels at once than one image may have."""
     limits = images.ImageLimits(http.max_image_bytes, http.max_pixels, http.max_frames)
     return functools.partial(images.decode, size=size, limits=limits, room=PixelRoom(http.max_pixels))
+
+
+def _room_bytes() -> Optional[int]:
+    """What is available, and what this process holds already; later, what it holds of a GPU's memory may be neither."""
+    available, resident = headroom.read().available_bytes, headroom.resident_bytes()
+    return None if available is None or resident is None else available + resident
 
 
 def _no_room(needed_bytes: int) -> Optional[str]:

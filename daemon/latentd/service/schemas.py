@@ -251,7 +251,7 @@ class Plan(Shape):
     available_bytes: Optional[int] = Field(description="MemAvailable, or what a control group's limit leaves")
     total_bytes: Optional[int]
     bounded_by: str
-    fits: Optional[bool]
+    fits: Optional[bool] = Field(description="whether there was as much at the start, with what is left to the system")
     images_a_run: int = Field(description="halved when the engine ran out of memory")
 
 
