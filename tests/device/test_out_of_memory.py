@@ -57,7 +57,8 @@ def test_where_one_image_does_not_fit_the_cpu_takes_over(model: Model) -> None:
     leave_free(0)
     found = stage.encode(pixels).features
     assert (stage.name, stage.shortage.moved_from) == ("eager-cpu", "eager-cuda")
-    np.testing.assert_array_equal(found, host.encode(pixels).features)
+    expected = host.encode(pixels).features  # of both at once, where the stage computed one after the other
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_onnx_runtimes_bounded_arena_is_outlived(model: Model, tmp_path: Path) -> None:
