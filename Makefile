@@ -29,7 +29,7 @@ test: $(STAMP) backbone ## run the tests
 test-browser: $(STAMP) backbone ## run the tests of the page in chromium
 	@$(RUN) -m pytest -m browser $(ARGS)
 
-test-device: $(STAMP) ## run the tests that need a GPU; without one each says why it was skipped
+test-device: $(STAMP) backbone ## run the tests that need a GPU; without one each says why it was skipped
 	@$(RUN) -m pytest -m device $(ARGS)
 
 test-systemd: $(STAMP) ## run the tests of the service under a real systemd, in a container; as root

@@ -158,7 +158,7 @@ def machine() -> Dict[str, Any]:
         "power_mode": now.power_mode,
         "cores_online": now.cores_online,
         "clocks": {unit: clock._asdict() for unit, clock in now.clocks.items()},
-        "throttled": {cause: list(what) for cause, what in now.throttled.items()},
+        "throttled": dict(now.throttled),
     }
 
 

@@ -32,6 +32,9 @@ SHORTAGES = [
     "CUDA error: out of memory" + HINT,
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "CUBLAS failure 1: CUBLAS_STATUS_NOT_INITIALIZED ; GPU=0 ; hostname=nx ; file=cuda_call.cc ; expr=cublasCreate(&cublas_handle_); ",
     "[enforce fail at alloc_cpu.cpp:75] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000000000 bytes. "
     "Error code 12 (Cannot allocate memory)",
     "std::bad_alloc",
@@ -57,6 +60,7 @@ LOST = [
 NEITHER = [
     "NvRmMemInitNvmap failed with Permission denied",
     "CUDA error: invalid argument" + HINT,
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle, ...)`",
     "CUDA error: no kernel image is available for execution on the device" + HINT,
     "mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)",
     "/usr/lib/aarch64-linux-gnu/libgomp.so.1: cannot allocate memory in static TLS block",

@@ -46,7 +46,7 @@ class HttpConfig:
     max_body_bytes: int = setting(64 << 20, "largest request body", "bytes", 1 << 10, 1 << 30)
     max_images: int = setting(16, "images in one request", "images", 1, 256)
     max_image_bytes: int = setting(20 << 20, "largest encoded image", "bytes", 1 << 10, 1 << 30)
-    max_pixels: int = setting(64_000_000, "largest decoded image; checked in the header, before decoding", "pixels", 1, 1_000_000_000)
+    max_pixels: int = setting(64_000_000, "largest decoded image, 65,535 on a side; checked in the header", "pixels", 1, 1_000_000_000)
     max_frames: int = setting(1, "frames in one image file; animated files have more", "frames", 1, 1000)
     max_label_chars: int = setting(100, "longest label", "characters", 1, 1000)
     max_pending_bytes: int = setting(256 << 20, "request bodies held in memory, all together; more get 503", "bytes", 1 << 20, 1 << 36)

@@ -37,6 +37,7 @@ _MEMORY = re.compile(
     | ERROR_OUT_OF_MEMORY | cudaErrorMemoryAllocation
     | NVML_SUCCESS\ ==\ r\ INTERNAL\ ASSERT\ FAILED                # torch on a Tegra without NVML, while it words its own OutOfMemoryError
     | CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED
+    | CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_NOT_INITIALIZED            # no memory for the handle, when cublasCreate and its like say it
     | failed\ to\ allocate\ memory\ for\ requested\ buffer         # ONNX Runtime's arena: the device refuses
     | is\ smaller\ than\ requested\ bytes                          # ONNX Runtime's arena: its own limit is reached
     | std::bad_alloc | bad\ allocation

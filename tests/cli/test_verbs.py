@@ -179,6 +179,7 @@ def test_the_status_shows_power_mode_throttling_and_the_memory_plan(world: World
     world.parts.board = lambda: Board("MODE_15W_6CORE", 6, clocks, None, {"thermal": ("thermal-cpufreq-0 at 4 of 10",)}, None)
     world.parts.memory_plan = MemoryPlan((Part("replay memory", 48 << 20, "always", "limit"), Part("left", 1 << 60, "system", "limit")))
     world.parts.headroom = lambda: Headroom(3 << 30, 6 << 30, "the control group latentd.service")
+    world.parts.room_at_start_bytes = 4 << 30
     out = " ".join(asked("status").out.split())
     for text in (
         "MODE_15W_6CORE, cpu 1421 MHz",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import List
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import tiny
-from device.gpu import Model
+from device.gpu import CUDA, Model, needs_onnxruntime
 from latentd import config
 from latentd.engines.artefacts import Artefacts
 from latentd.engines.choose import choose
@@ -22,7 +24,7 @@ from latentd.vision import checkpoints
 
 pytestmark = pytest.mark.device
 LEAST_COSINE = 0.9999  # of any token; ONNX Runtime computes in TF32 where the GPU has it
-CUDA = "CUDAExecutionProvider"
+WAIT_S = 60.0
 
 
 def least_cosine(one: Encoded, other: Encoded, width: int) -> float:
@@ -47,11 +49,6 @@ def graph(model: Model, tmp_path: Path) -> Path:
     return Artefacts(model.backbone, model.spec, tmp_path).graph()
 
 
-def needs_onnxruntime() -> None:
-    if CUDA not in onnxruntime.get_available_providers():
-        pytest.skip(f"onnxruntime {onnxruntime.__version__} is built without CUDA: install onnxruntime-gpu, or NVIDIA's wheel on a Jetson")
-
-
 def test_eager_pytorch_agrees_with_the_cpu(model: Model) -> None:
     stage = EagerStage(model.spec, model.vit, "cuda")
     assert stage.name == "eager-cuda"
@@ -62,7 +59,7 @@ def test_eager_pytorch_agrees_with_the_cpu(model: Model) -> None:
 
 
 def test_onnx_runtime_agrees_with_the_cpu(model: Model, graph: Path) -> None:
-    needs_onnxruntime()
+    needs_onnxruntime(model, graph)
     stage = OnnxStage(model.spec, graph, CUDA)
     assert stage.name == "onnxruntime-cuda"
     options = stage._session.get_provider_options()[CUDA]
@@ -71,19 +68,26 @@ def test_onnx_runtime_agrees_with_the_cpu(model: Model, graph: Path) -> None:
 
 
 def test_both_at_once_on_their_streams_disturb_neither(model: Model, graph: Path) -> None:
-    needs_onnxruntime()
+    needs_onnxruntime(model, graph)
     pixels = model.pixels(4)
     stages: List[FrozenStage] = [OnnxStage(model.spec, graph, CUDA), EagerStage(model.spec, model.vit, "cuda")]
     alone = [stage.encode(pixels).features for stage in stages]
-    for _ in range(20):
-        for stage, expected in zip(stages, alone):
-            np.testing.assert_allclose(stage.encode(pixels).features, expected, rtol=1e-3, atol=1e-3)
+    together = threading.Barrier(len(stages))
+
+    def encode(stage: FrozenStage) -> List[NDArray[np.float32]]:
+        together.wait(WAIT_S)
+        return [stage.encode(pixels).features for _ in range(50)]
+
+    with ThreadPoolExecutor(len(stages)) as threads:
+        for found, expected in zip(threads.map(encode, stages), alone):
+            for each in found:
+                np.testing.assert_allclose(each, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("order", ["onnxruntime", "eager"])
-def test_the_gate_lets_the_engine_on_the_gpu_serve(tmp_path: Path, order: str) -> None:
+def test_the_gate_lets_the_engine_on_the_gpu_serve(tmp_path: Path, order: str, model: Model, graph: Path) -> None:
     if order == "onnxruntime":
-        needs_onnxruntime()
+        needs_onnxruntime(model, graph)
     choice = choose(tiny.settings(tmp_path, engine__order=order), tiny.backbone(tmp_path))
     assert choice.stage.name == f"{order}-cuda", choice.attempts
 

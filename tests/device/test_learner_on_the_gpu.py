@@ -28,7 +28,6 @@ from sleepers import CODEC, POOL, SETTINGS, D, filled, held, run
 
 pytestmark = pytest.mark.device
 ROUNDS, WARM_UP = 200, 20
-WORST_RATIO = 3.0  # of the median latency of classify, learner busy to idle
 
 
 @pytest.fixture
@@ -126,19 +125,30 @@ def beside(work: Adapted, encode: Callable[[], Any]) -> List[float]:
         thread.join()
 
 
-def test_classify_is_little_slower_while_the_learner_is_busy(model: Model, gpu: str, record_property: Callable[[str, Any], None]) -> None:
+def priority(queue: TorchQueue) -> int:
+    """As CUDA has it: lower goes first."""
+    return int(queue._stream.priority)
+
+
+def test_classify_goes_before_a_busy_learner_and_is_right(model: Model, gpu: str, record_property: Callable[[str, Any], None]) -> None:
+    """How much slower it gets, before the learner's stream and level with it, is only reported: Python's lock decides most of it."""
     stage, pixels = EagerStage(model.spec, model.vit, "cuda"), model.pixels(1)
     settings = SleepSettings(128, 0.5, 50.0, 128, 8, 16, 1e-3, 0.1, 0)
-    base = UpperBlocks.load(model.backbone, SPLIT)
+    base, places = UpperBlocks.load(model.backbone, SPLIT), [Place.of("cuda"), Place(TorchQueue("cuda", ANSWERING))]
+    assert priority(stage._queue) < priority(places[0].queue)
+    assert priority(stage._queue) == priority(places[1].queue)
+    answers: List[NDArray[np.float32]] = []
 
-    def encode() -> Any:
-        return stage.encode(pixels)
+    def encode() -> None:
+        answers.append(stage.encode(pixels).features)
 
     for _ in range(WARM_UP):
         encode()
     idle = latencies_s(encode)
-    behind = beside(Adapted(base, LARGE, settings, Place.of("cuda")), encode)
-    level = beside(Adapted(base, LARGE, settings, Place(TorchQueue("cuda", ANSWERING))), encode)
+    behind, level = (beside(Adapted(base, LARGE, settings, place), encode) for place in places)
+    assert len(answers) == WARM_UP + 3 * ROUNDS
+    for each in answers:
+        np.testing.assert_allclose(each, answers[0], rtol=1e-3, atol=1e-3, err_msg="not what it gave while the learner was idle")
     found: Dict[str, Any] = {"gpu": gpu, "idle_ms": 1e3 * statistics.median(idle)}
     for name, busy in (("learner_behind", behind), ("learner_level", level)):
         found[f"{name}_median_ratio"] = statistics.median(busy) / statistics.median(idle)
@@ -146,7 +156,6 @@ def test_classify_is_little_slower_while_the_learner_is_busy(model: Model, gpu: 
     for key, value in found.items():
         record_property(key, value)
     report(found)
-    assert found["learner_behind_median_ratio"] < WORST_RATIO, found
 
 
 def report(found: Dict[str, Any]) -> None:

@@ -43,6 +43,25 @@ def test_hours_left_are_the_charge_over_the_mean_power_of_the_recent_time(clock:
     assert found.reason is None
 
 
+def test_what_is_learned_while_no_meter_reads_does_not_raise_the_rate(clock: Clock) -> None:
+    ledger = counted(clock)
+    ledger.unavailable("tegrastats ended", {})
+    clock.now_s += 10.0
+    with ledger.activity("learn", samples=5000):
+        clock.now_s += 600.0
+    clock.now_s += 10.0
+    ledger.serving("ina3221", "everything", {})
+    for _ in range(50):
+        ledger.add(Reading("ina3221", "measured", clock.now_s, power_w=5.0))
+        clock.now_s += 0.2
+    recent = ledger.recent(1800.0)
+    assert (recent.activities["learn"].count, recent.gaps) == (5210, 1)
+    found = battery.estimate(50.0, None, recent, ledger.report(), 21)
+    assert found is not None
+    assert found.samples_per_hour == pytest.approx(21 * 60, rel=0.03)
+    assert found.power_w == pytest.approx(5.0 + 4.0 / 60, rel=0.01)
+
+
 def test_at_a_mini_batch_a_minute_idle_power_and_the_joules_of_that_batch_count(clock: Clock) -> None:
     ledger = counted(clock)
     found = battery.estimate(50.0, None, ledger.recent(1800.0), ledger.report(), 21)

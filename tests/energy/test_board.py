@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, List, Union
 
 import pytest
 
-from latentd.energy import board
+from latentd.energy import board, sysfs
 from latentd.energy.board import Board, Clock
 
 if TYPE_CHECKING:
@@ -87,20 +88,53 @@ def test_what_slows_down_for_heat_is_named_and_a_fan_is_not(plant: Plant) -> Non
             f"{COOLING}4/cur_state": -1,
         }
     )
-    assert board.read(root).throttled == {"thermal": ("thermal-cpufreq-0 at 4 of 10", "17000000.gv11b at 1", "GPU-throttle-alert at 1")}
+    what = ("thermal-cpufreq-0 at 4 of 10", "17000000.gv11b at 1", "GPU-throttle-alert at 1")
+    assert board.read(root).throttled == {"thermal": what, "over-current": None}
+    assert board.read(root).held_back == {"thermal": what}
 
 
-def test_a_rail_above_its_limit_is_named(plant: Plant) -> None:
-    root = plant(
-        {
-            f"{CHIP}/in1_label": "VDD_IN",
-            f"{CHIP}/curr1_crit_alarm": 0,
-            f"{CHIP}/curr1_max_alarm": 1,
-            f"{CHIP}/in2_label": "VDD_CPU_GPU_CV",
-            f"{CHIP}/curr2_crit_alarm": 0,
-        }
-    )
-    assert board.read(root).throttled == {"over-current": ("VDD_IN",)}
+@pytest.mark.parametrize("kind", ["pwm-fan", "thermal-cpufreq-0"])
+def test_without_a_device_that_tells_of_throttling_it_is_unknown(plant: Plant, break_file: Break, kind: str) -> None:
+    root = plant({f"{COOLING}0/type": kind, f"{COOLING}0/cur_state": 0, f"{CHIP}/in1_label": "VDD_IN"})
+    if kind != "pwm-fan":
+        assert board.read(root).throttled["thermal"] == ()
+        break_file(root / f"{COOLING}0" / "cur_state", errno.EACCES)
+    assert board.read(root).throttled == {"thermal": None, "over-current": None}
+
+
+def rail(channel: int, name: str, current_ma: int, max_ma: int, crit_ma: int) -> Dict[str, Union[str, int]]:
+    limits = {f"{CHIP}/curr{channel}_max": max_ma, f"{CHIP}/curr{channel}_crit": crit_ma}
+    return {f"{CHIP}/in{channel}_label": name, f"{CHIP}/curr{channel}_input": current_ma, **limits}
+
+
+def test_a_rail_above_either_of_its_limits_is_named(plant: Plant, break_file: Break) -> None:
+    root = plant({**rail(1, "VDD_IN", 3100, 3000, 4000), **rail(2, "VDD_CPU_GPU_CV", 900, 1000, 2000), **rail(3, "VDD_SOC", 2, 9, 1)})
+    assert board.read(root).throttled["over-current"] == ("VDD_IN", "VDD_SOC")
+    plant({f"{CHIP}/curr1_input": 3000, f"{CHIP}/curr3_input": 1})
+    assert board.read(root).throttled["over-current"] == ()
+    for channel in (1, 2, 3):
+        break_file(root / CHIP / f"curr{channel}_input", errno.ENODATA)
+    assert board.read(root).throttled["over-current"] is None
+
+
+def test_alarms_of_the_chip_are_left_alone_for_reading_one_clears_them_all(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: List[str] = []
+    read_text = sysfs.read_text
+
+    def read(path: Path) -> str:
+        asked.append(path.name)
+        return read_text(path)
+
+    monkeypatch.setattr(sysfs, "read_text", read)
+    board.read(plant({**rail(1, "VDD_IN", 3100, 3000, 4000), f"{CHIP}/curr1_max_alarm": 1}))
+    assert "curr1_input" in asked
+    assert not [name for name in asked if "alarm" in name]
+
+
+def test_a_label_that_can_not_be_read_hides_no_other_rail(plant: Plant, break_file: Break) -> None:
+    root = plant({**rail(1, "VDD_IN", 3100, 3000, 4000), f"{CHIP}/in3_label": "VDD_SOC"})
+    break_file(root / CHIP / "in3_label", errno.EIO)
+    assert board.read(root).throttled["over-current"] == ("VDD_IN",)
 
 
 def test_an_orin_counts_its_over_currents(plant: Plant) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Union
 
 import pytest
@@ -16,7 +20,7 @@ from latentd.energy.meters import Choice, Reading
 from latentd.errors import ConfigError, MeterUnavailable
 
 if TYPE_CHECKING:
-    from energy.conftest import Clock, Plant
+    from energy.conftest import Break, Clock, Plant
 
 
 class FakeMeter:
@@ -33,6 +37,13 @@ class FakeMeter:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+class Telling(FakeMeter):
+    """Says of heat and the GPU what tegrastats does."""
+
+    def read(self) -> Reading:
+        return replace(super().read(), temperatures_c={"GPU": 61.5, "CV0": None}, gpu_load_ratio=0.42)
 
 
 class Bench:
@@ -154,6 +165,28 @@ def test_temperatures_are_read_every_five_seconds_with_or_without_a_meter(clock:
     assert bench.thread.temperatures_c == {"CPU-therm": 50.0}
 
 
+def test_what_the_meter_says_of_heat_and_the_gpu_counts_only_where_the_kernels_files_say_nothing(plant: Plant, clock: Clock) -> None:
+    bench = Bench(clock, Choice(Telling(clock), {}), root=plant({"etc/hostname": "nx"}))
+    bench.run(6)
+    assert (bench.thread.temperatures_c, bench.thread.board.gpu_load_ratio) == ({"GPU": 61.5, "CV0": None}, 0.42)
+    assert bench.thread.limits_c == {"GPU": 85.0, "CV0": 85.0}
+    zone = "sys/class/thermal/thermal_zone0"
+    plant({f"{zone}/type": "CPU-therm", f"{zone}/temp": 40000, "sys/devices/gpu.0/load": 100})
+    bench.run(6)
+    assert (bench.thread.temperatures_c, bench.thread.board.gpu_load_ratio) == ({"CPU-therm": 40.0}, 0.1)
+    assert "GPU" not in bench.thread.limits_c
+
+
+def test_what_a_meter_said_of_heat_goes_with_it(clock: Clock) -> None:
+    meter = Telling(clock)
+    bench = Bench(clock, Choice(meter, {}), NONE)
+    bench.run(6)
+    assert bench.thread.temperatures_c == {"GPU": 61.5, "CV0": None}
+    meter.error = MeterUnavailable("tegrastats ended")
+    bench.run(6)
+    assert bench.thread.temperatures_c == {}
+
+
 def test_how_warm_a_zone_may_get_is_asked_when_the_zones_change(plant: Plant, clock: Clock) -> None:
     zones = "sys/class/thermal/thermal_zone"
     root = plant({f"{zones}0/type": "a", f"{zones}0/trip_point_0_type": "critical", f"{zones}0/trip_point_0_temp": 80000})
@@ -173,7 +206,7 @@ def test_what_a_sensor_said_before_it_hung_is_unknown_after_a_while(plant: Plant
     bench.thread.tick()
     clock.now_s += KNOWN_S
     found = (bench.thread.temperatures_c, bench.thread.battery_charge, bench.thread.board.throttled)
-    assert found == ({"CPU-therm": 99.0}, 0.4, {"thermal": ("cpu at 1",)})
+    assert found == ({"CPU-therm": 99.0}, 0.4, {"thermal": ("cpu at 1",), "over-current": None})
     clock.now_s += 1  # no tick comes: the thread hangs in a read
     assert (bench.thread.temperatures_c, bench.thread.battery_charge) == ({"CPU-therm": None}, None)
     assert bench.thread.board == Board()
@@ -241,6 +274,26 @@ def test_a_better_meter_that_comes_back_takes_over_and_is_not_asked_for_all_the_
     assert (report.meter.source, report.meter.passed_over, report.meter.power_w) == ("ina3221", {}, 5.0)
 
 
+def test_a_better_meter_that_breaks_while_it_is_tried_again_leaves_the_one_that_serves(
+    plant: Plant, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def init() -> None:
+        raise OSError("the driver's library is broken")
+
+    cap = "sys/class/powercap/intel-rapl:0"
+    root = plant({f"{cap}/name": "package-0", f"{cap}/energy_uj": 5, f"{cap}/max_energy_range_uj": 1000})
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=KeyError, nvmlInit=init))
+    ledger = EnergyLedger(clock=clock)
+    thread = MeterThread.from_config(EnergyConfig(meters=("nvml", "rapl")), ledger, root=root, clock=clock)
+    with caplog.at_level(logging.ERROR):
+        while clock.now_s < 1000 + 2.5 * BETTER_S:
+            clock.now_s += max(thread.tick(), 0.001)
+    report = ledger.report()
+    assert (report.is_up, report.source, report.gaps, thread.errors) == (True, "rapl", 0, 3)
+    assert "nvml failed" in report.meter.passed_over["nvml"]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [OSError]
+
+
 def test_throttling_and_a_new_power_mode_are_logged_when_they_change(plant: Plant, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     cooling = "sys/class/thermal/cooling_device0"
     root = plant({"var/lib/nvpmodel/status": "pmode:0008", f"{cooling}/type": "thermal-cpufreq-0", f"{cooling}/cur_state": 0})
@@ -258,7 +311,21 @@ def test_throttling_and_a_new_power_mode_are_logged_when_they_change(plant: Plan
         "the power mode is mode 3",
         "the board runs at its full speed again",
     ]
-    assert (bench.thread.board.power_mode, bench.thread.board.throttled) == ("mode 3", {})
+    assert (bench.thread.board.power_mode, bench.thread.board.throttled) == ("mode 3", {"thermal": (), "over-current": None})
+
+
+def test_a_cooling_device_that_can_not_be_read_any_more_is_not_logged_as_full_speed(
+    plant: Plant, break_file: Break, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cooling = "sys/class/thermal/cooling_device0"
+    root = plant({f"{cooling}/type": "thermal-cpufreq-0", f"{cooling}/cur_state": 2})
+    bench = Bench(clock, NONE, root=root)
+    with caplog.at_level(logging.INFO, "latentd.energy.meter_thread"):
+        bench.run(20)
+        break_file(root / cooling / "cur_state", errno.EIO)
+        bench.run(20)
+    assert bench.thread.board.throttled["thermal"] is None
+    assert not [record for record in caplog.records if "full speed" in record.message]
 
 
 def test_a_sensor_that_vanishes_and_returns_under_another_number_costs_a_gap_and_nothing_else(plant: Plant, clock: Clock) -> None:

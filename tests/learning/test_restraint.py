@@ -7,7 +7,7 @@ from typing import Dict, Mapping, Optional, Tuple
 import pytest
 
 from latentd.headroom import Headroom
-from latentd.learning.restraint import APART_S, LEARN, LOOK_S, SLEEP, Limits, Restraint, Senses
+from latentd.learning.restraint import APART_S, CALM_S, LEARN, LOOK_S, SLEEP, Limits, Restraint, Senses
 
 MIB = 1 << 20
 
@@ -72,6 +72,35 @@ def test_power_above_the_budget_holds_until_it_is_kept_with_some_distance() -> N
     assert device.cause(LEARN) is None
 
 
+def test_a_board_that_steadily_keeps_just_below_a_limit_learns_again_after_some_minutes() -> None:
+    device = Device(budget_w=5.0, max_temperature_c=85.0)
+    for name, over, just_below in (("power_w", 5.2, 4.8), ("temperatures_c", {"CPU-therm": 86.0}, {"CPU-therm": 84.0})):
+        setattr(device, name, over)
+        cause = device.cause()
+        assert cause is not None
+        setattr(device, name, just_below)
+        device.now_s += CALM_S - 2 * LOOK_S
+        assert device.cause() == cause
+        assert device.cause() is None
+        assert device.cause() is None
+
+
+def test_an_excursion_begins_the_minutes_anew() -> None:
+    device = Device(budget_w=5.0)
+    for power_w, held in ((5.2, "power"), (4.8, "power"), (5.1, "power"), (4.8, "power"), (4.8, None)):
+        device.power_w = power_w
+        assert device.cause() == held
+        device.now_s += 0.6 * CALM_S
+
+
+def test_room_in_memory_is_not_found_by_waiting() -> None:
+    device = Device()
+    device.available = 900 * MIB
+    assert device.cause() == "memory"
+    device.now_s += 2 * CALM_S
+    assert device.cause() == "memory"
+
+
 def test_other_limits_count_from_the_next_look_on() -> None:
     device = Device(budget_w=10.0)
     device.power_w = 12.0
@@ -85,7 +114,7 @@ def test_the_reason_names_the_figure_and_the_key() -> None:
     device.power_w = 12.34
     reason = device.restraint(LEARN)
     assert reason is not None
-    assert reason.text == "12.3 W are drawn, energy.budget_w is 10 W"
+    assert reason.text == ("12.3 W are drawn, energy.budget_w is 10 W; learning goes on below 9.5 W, or after 5 minutes below 10 W")
 
 
 def test_without_a_meter_a_budget_holds_nothing_back() -> None:
@@ -117,7 +146,7 @@ def test_without_a_number_each_zone_has_its_own_limit_or_none() -> None:
     assert device.cause(LEARN) is None
     device.temperatures_c["acpitz"] = 96.0
     reason = device.restraint(LEARN) if device.cause(LEARN) else None
-    assert reason is not None and reason.text == "acpitz is at 96 °C, 95 °C are allowed there"
+    assert reason is not None and reason.text.startswith("acpitz is at 96 °C, 95 °C are allowed there; learning goes on below 92 °C")
     device.temperatures_c["acpitz"] = 93.0
     assert device.cause(LEARN) == "temperature"
     device.temperatures_c["acpitz"] = 91.0

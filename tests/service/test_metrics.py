@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Dict, List, Optional, Tuple
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from latentd.energy.board import Board, Clock
+from latentd.energy.meters.reading import Reading
 from latentd.service.metrics import Metrics
 from service.fakes import World, picture
 
@@ -114,6 +115,24 @@ def test_what_is_unknown_is_left_out_and_never_zero(world: World) -> None:
     assert "GPU-therm" not in text
     assert "latentd_energy_joules_total{" not in text
     assert 'latentd_energy_meter_up{source="none"} 0.0' in text
+
+
+@pytest.mark.parametrize(("what", "line"), [(None, None), ((), "0.0"), (("VDD_IN",), "1.0")])
+def test_throttling_that_nothing_tells_of_is_left_out(world: World, what: Optional[Tuple[str, ...]], line: Optional[str]) -> None:
+    world.parts.board = lambda: Board(throttled={"thermal": (), "over-current": what})
+    text = scraped(world)
+    assert 'latentd_throttled{cause="thermal"} 0.0' in text
+    assert ('latentd_throttled{cause="over-current"}' in text) == (line is not None)
+    assert line is None or f'latentd_throttled{{cause="over-current"}} {line}' in text
+
+
+def test_a_meter_that_fails_is_down_under_its_own_name(world: World) -> None:
+    ledger = world.parts.ledger
+    ledger.serving("ina3221", "everything", {})
+    ledger.add(Reading("ina3221", "measured", 1e6, power_w=5.0))
+    ledger.unavailable("the sensor is gone", {})
+    assert 'latentd_energy_meter_up{source="ina3221"} 0.0' in scraped(world)
+    assert ledger.report().meter.source is None
 
 
 def test_stages_and_batches_are_timed(world: World) -> None:

@@ -14,8 +14,10 @@ import pytest
 import tiny
 from latentd import headroom
 from latentd.config import Config, MemoryConfig
+from latentd.engines.choose import Choice, choose
 from latentd.headroom import Headroom
 from latentd.learning import pacing
+from latentd.service import building
 from latentd.service.app import create_app
 from latentd.service.parts import Parts
 from latentd.service.supervisor import Daemon
@@ -87,10 +89,11 @@ def test_while_memory_is_short_it_serves_and_learning_waits_over_a_restart_too(d
     found = wait_for(parts, "waiting")
     assert "the machine has 100 MiB of memory available" in found["reason"]
     plan = call(parts, "GET", "/v1/status")["memory"]["plan"]
-    assert (plan["available_bytes"], plan["fits"]) == (100 << 20, False)
+    assert (plan["available_bytes"], plan["fits"]) == (100 << 20, True), "there was as much at the start"
     assert {part["name"] for part in plan["parts"]} >= {"engine: weights", "replay memory", "sums", "decoders", "left to the system"}
     parts = start()  # which does not wait for what can't be learned now
-    assert call(parts, "GET", "/v1/status")["version"] == 0
+    status = call(parts, "GET", "/v1/status")
+    assert (status["version"], status["memory"]["plan"]["fits"]) == (0, False)
     call(parts, "POST", "/v1/classify", content=picture(1), headers={"Content-Type": "image/png"})
     device.available_bytes = 4 << 30
     wait_for(parts, "idle")
@@ -103,8 +106,21 @@ def test_a_budget_that_is_changed_in_the_files_counts_at_once(
     parts = start(energy__budget_w=5.0)
     monkeypatch.setattr(type(parts.ledger), "power_w", property(lambda ledger: 7.5))
     teach(parts, 1, "cat")
-    assert wait_for(parts, "waiting")["reason"] == "7.5 W are drawn, energy.budget_w is 5 W"
+    assert wait_for(parts, "waiting")["reason"].startswith("7.5 W are drawn, energy.budget_w is 5 W; learning goes on below 4.75 W")
     newer: Config = replace(parts.config, energy=replace(parts.config.energy, budget_w=0.0))
     parts.restrain(newer)
     wait_for(parts, "idle")
     assert call(parts, "GET", "/v1/status")["version"] == 1
+
+
+def test_whether_the_plan_fits_is_decided_before_an_engine_takes_of_the_memory(
+    device: Device, start: Callable[..., Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose_and_take(*arguments: Any, **options: Any) -> Choice:
+        device.available_bytes = 0
+        return choose(*arguments, **options)
+
+    device.available_bytes = 64 << 30
+    monkeypatch.setattr(building, "choose", choose_and_take)
+    plan = call(start(), "GET", "/v1/memory")["plan"]
+    assert (plan["available_bytes"], plan["fits"]) == (0, True)

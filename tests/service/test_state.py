@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -37,6 +38,10 @@ def test_the_parts_of_status_are_the_same_as_their_own_pages(world: World) -> No
         assert world.call("GET", f"/v1/{part}").json().keys() == status[part].keys()
 
 
+def test_throttling_that_nothing_tells_of_is_null(world: World) -> None:
+    assert world.call("GET", "/v1/status").json()["board"]["throttled"] == {"thermal": None, "over-current": None}
+
+
 def test_the_status_shows_how_the_board_runs_and_what_the_memory_is_planned_for(world: World) -> None:
     clocks = {"cpu": Clock(1.4e9, 1.9e9), "gpu": Clock(None, 1.1e9)}
     world.parts.board = lambda: Board("MODE_15W_6CORE", 6, clocks, 0.25, {"over-current": ("VDD_IN",)}, None)
@@ -44,6 +49,7 @@ def test_the_status_shows_how_the_board_runs_and_what_the_memory_is_planned_for(
         (Part("replay memory", 4000, "always", "limit"), Part("left to the system", 50, "system", "limit"))
     )
     world.parts.headroom = lambda: Headroom(5 << 30, 6 << 30, "the control group latentd.service")
+    world.parts.room_at_start_bytes = 4050
     status = Status.model_validate(world.call("GET", "/v1/status").json())
     assert (status.board.power_mode, status.board.throttled) == ("MODE_15W_6CORE", {"over-current": ["VDD_IN"]})
     assert (status.board.clocks["cpu"].now_hz, status.board.clocks["gpu"].now_hz) == (1.4e9, None)
@@ -58,8 +64,15 @@ def test_the_status_shows_how_the_board_runs_and_what_the_memory_is_planned_for(
         "the control group latentd.service",
         True,
     )
-    world.parts.headroom = lambda: Headroom(None, None)
-    assert Status.model_validate(world.call("GET", "/v1/status").json()).memory.plan.fits is None
+
+
+@pytest.mark.parametrize(("room_at_start", "fits"), [(None, None), (4049, False), (4050, True)])
+def test_whether_the_plan_fits_was_decided_at_the_start(world: World, room_at_start: Optional[int], fits: Optional[bool]) -> None:
+    """A GPU that shares the memory takes of it what no figure of the process counts."""
+    parts = (Part("CUDA", 4000, "always", "estimate"), Part("left to the system", 50, "system", "limit"))
+    world.parts.memory_plan, world.parts.room_at_start_bytes = MemoryPlan(parts), room_at_start
+    world.parts.headroom = lambda: Headroom(1, 6 << 30)
+    assert Status.model_validate(world.call("GET", "/v1/status").json()).memory.plan.fits is fits
 
 
 def test_a_clock_that_jumps_by_decades_moves_the_start_and_not_the_uptime(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import struct
 import threading
 import warnings
 import zlib
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
 import numpy as np
 import pytest
@@ -293,6 +293,13 @@ def test_pixels_at_the_limit_pass_and_one_more_does_not() -> None:
     assert decode(data, 8, ImageLimits(1 << 20, 1200, 1)).shape == (8, 8, 3)
     with pytest.raises(TooLarge, match="40 x 30"):
         decode(data, 8, ImageLimits(1 << 20, 1199, 1))
+
+
+@pytest.mark.parametrize(("longest", "longer"), [((65_535, 1), (65_536, 1)), ((1, 65_535), (1, 65_536))])
+def test_an_image_longer_than_any_jpeg_is_refused_before_it_is_decoded(longest: Tuple[int, int], longer: Tuple[int, int]) -> None:
+    assert decode(encoded(Image.new("RGBA", longest, GREEN), "PNG"), 8, LIMITS)[3, 3].tolist() == list(GREEN)
+    with pytest.raises(TooLarge, match="65,535 on a side"):
+        decode(png_of(*longer), 32, LIMITS)
 
 
 def test_bytes_at_the_limit_pass_and_one_more_does_not() -> None:

@@ -142,7 +142,7 @@ def _board(found: Dict[str, Any]) -> List[Tuple[str, str]]:
     """Power mode and clocks, where there are any; and what is held back."""
     clocks = [f"{unit} {clock['now_hz'] / 1e6:.0f} MHz" for unit, clock in found["clocks"].items() if clock["now_hz"] is not None]
     shown = [part for part in (found["power_mode"], *clocks) if part]
-    held = "; ".join(f"{cause}: {', '.join(what)}" for cause, what in found["throttled"].items())
+    held = "; ".join(f"{cause}: {', '.join(what)}" for cause, what in found["throttled"].items() if what)
     return [*([("board", ", ".join(shown))] if shown else []), *([("throttled", held)] if held else [])]
 
 

@@ -18,10 +18,10 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True)
 class BatteryEstimate:
-    """power_w: the mean over the recent time. samples_per_hour: what was learned in it. charge_ratio: of the battery, 0 to 1; None where
-    the board does not tell, and then hours_left counts from a full one. hours_at_a_minibatch_a_minute: from full, with nothing else to do
-    but to learn one mini-batch of new samples each minute (the figure of Ravaglia et al. 2021, "A TinyML platform for on-device continual
-    learning with quantized latent replays": 535 h on their device).
+    """power_w: the mean over the recent time, where there were readings. samples_per_hour: what was learned in the same time. charge_ratio:
+    of the battery, 0 to 1; None where the board does not tell, and then hours_left counts from a full one. hours_at_a_minibatch_a_minute:
+    from full, with nothing else to do but to learn one mini-batch of new samples each minute (the figure of Ravaglia et al. 2021, "A TinyML
+    platform for on-device continual learning with quantized latent replays": 535 h on their device).
     """
 
     capacity_wh: float
@@ -45,7 +45,7 @@ def estimate(
     energy_j, seconds = recent.energy_j, recent.covered_s
     is_known = energy_j is not None and seconds >= LEAST_S
     power_w = energy_j / seconds if energy_j is not None and is_known and energy_j > 0 else None
-    learned = recent.activities["learn"].count
+    learned = recent.activities["learn"].covered_count  # of the same time as the seconds
     sample_j, idle_w = life.activities["learn"].per_item_above_idle_j, life.idle_w
     paced_w = idle_w + max(0.0, sample_j) * new_samples / 60.0 if idle_w is not None and sample_j is not None else None
     return BatteryEstimate(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Iterator, Mapping, NamedTuple, Optional, Tuple
+from typing import Dict, Iterator, Mapping, NamedTuple, Optional, Tuple
 
 from latentd.energy import sysfs
 from latentd.energy.meters import ina3221
@@ -20,7 +20,8 @@ _LOADS = ("sys/devices/gpu.0/load", "sys/devices/platform/gpu.0/load")
 _HOLDS_BACK = re.compile(
     r"cpu|gpu|processor|devfreq|throttle|balanced|powerclamp|g[pva]1.b", re.IGNORECASE
 )  # not fans, displays, batteries
-_ALARMS = ("crit_alarm", "max_alarm")
+_LIMITS = ("crit", "max")
+UNKNOWN: Mapping[str, Optional[Tuple[str, ...]]] = {"thermal": None, "over-current": None}
 
 
 class Clock(NamedTuple):
@@ -32,27 +33,31 @@ class Clock(NamedTuple):
 
 class Board(NamedTuple):
     """power_mode: a Jetson's, by nvpmodel's name. clocks: "cpu" (its fastest core) and "gpu". throttled: cause ("thermal", "over-current")
-    -> what is held back; empty while nothing is. over_current_events: since boot; only Orin counts them.
+    -> what is held back; empty while nothing is, None where nothing tells. over_current_events: since boot; only Orin counts them.
     """
 
     power_mode: Optional[str] = None
     cores_online: Optional[int] = None
     clocks: Mapping[str, Clock] = {}
     gpu_load_ratio: Optional[float] = None
-    throttled: Mapping[str, Tuple[str, ...]] = {}
+    throttled: Mapping[str, Optional[Tuple[str, ...]]] = UNKNOWN
     over_current_events: Optional[int] = None
+
+    @property
+    def held_back(self) -> Mapping[str, Tuple[str, ...]]:
+        """What is throttled, by cause, without causes that are absent or unknown."""
+        return {cause: what for cause, what in self.throttled.items() if what}
 
 
 def read(root: Path) -> Board:
     """The board under `root`, the filesystem that holds etc, sys and var."""
-    found = {"thermal": tuple(_cooling(root)), "over-current": tuple(_over_current(root))}
     load = next((value for value in (_number(root / path) for path in _LOADS) if value is not None), None)
     return Board(
         power_mode=power_mode(root),
         cores_online=_cores(root),
         clocks=dict(_clocks(root)),
         gpu_load_ratio=None if load is None else min(1.0, load / 1000),
-        throttled={cause: what for cause, what in found.items() if what},
+        throttled={"thermal": _cooling(root), "over-current": _over_current(root)},
         over_current_events=_over_current_events(root),
     )
 
@@ -91,25 +96,33 @@ def _cores(root: Path) -> Optional[int]:
     return sum(int(last or first) - int(first) + 1 for first, last in spans) or None
 
 
-def _cooling(root: Path) -> Iterator[str]:
-    """Cooling devices at work that slow something down."""
+def _cooling(root: Path) -> Optional[Tuple[str, ...]]:
+    """Cooling devices at work that slow something down; None where there is none that tells."""
+    states: Dict[str, bool] = {}
     for device in sorted((root / "sys/class/thermal").glob("cooling_device*")):
         kind, state = _text(device / "type"), _number(device / "cur_state")
-        if state is not None and state > 0 and _HOLDS_BACK.search(kind) and "fan" not in kind.lower():
+        if state is not None and _HOLDS_BACK.search(kind) and "fan" not in kind.lower():
             most = _number(device / "max_state")
-            yield f"{kind} at {state:.0f}" + (f" of {most:.0f}" if most is not None else "")
+            states[f"{kind} at {state:.0f}" + (f" of {most:.0f}" if most is not None else "")] = state > 0
+    return tuple(text for text, is_at_work in states.items() if is_at_work) if states else None
 
 
-def _over_current(root: Path) -> Iterator[str]:
-    """Rails whose INA3221 says that their current passed a limit; the board then slows down by itself."""
-    try:
-        rails = ina3221.discover(root)
-    except OSError:
-        return
-    for rail in rails:
-        files = (rail.folder / f"curr{rail.channel}_{alarm}" for alarm in _ALARMS)
-        if rail.is_hwmon and any(_number(file) for file in files):
-            yield rail.name
+def _over_current(root: Path) -> Optional[Tuple[str, ...]]:
+    """Rails of an INA3221 that draw more than a limit of theirs; the board then slows down by itself. None where no rail tells.
+
+    Not from the chip's alarms: they are bits of one register, all of which are cleared when any is read, and also by waiting for the next
+    conversion, as every reading of a current does.
+    """
+    rails = [rail for rail in ina3221.discover(root).rails if rail.is_hwmon]
+    over = {rail.name: _is_over(rail) for rail in rails}
+    known = {name: is_over for name, is_over in over.items() if is_over is not None}
+    return tuple(name for name, is_over in known.items() if is_over) if known else None
+
+
+def _is_over(rail: ina3221.Rail) -> Optional[bool]:
+    current_ma, *limits = (_number(rail.folder / f"curr{rail.channel}_{name}") for name in ("input", *_LIMITS))
+    known = [limit_ma for limit_ma in limits if limit_ma is not None and limit_ma > 0]
+    return current_ma > min(known) if current_ma is not None and known else None
 
 
 def _over_current_events(root: Path) -> Optional[int]:

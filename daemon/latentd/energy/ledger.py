@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from itertools import takewhile
 from types import TracebackType
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, Type
@@ -145,13 +146,13 @@ class EnergyLedger:
         with self._lock:
             self._forget_readings()
             self._idle = self._idle if self._life.sources.keys() <= {source} else IdlePower()
-            self._meter = MeterState(source, scope, "no reading yet", None, dict(passed_over))
+            self._meter = MeterState(source, scope, "no reading yet", None, dict(passed_over), source)
 
     def unavailable(self, reason: str, passed_over: Optional[Mapping[str, str]] = None) -> None:
         """No meter can be read now: what is not counted yet becomes a gap, unless no meter ever served."""
         with self._lock:
             self._forget_readings()
-            self._meter = MeterState(reason=reason, passed_over=dict(passed_over or {}))
+            self._meter = MeterState(reason=reason, passed_over=dict(passed_over or {}), last_source=self._meter.last_source)
             self._image = _UNKNOWN_IMAGE
             self._count(self._clock(), None, None)
             self._in_gap = self._counted_s is not None
@@ -169,7 +170,7 @@ class EnergyLedger:
             self._add_rails(reading)
             mean_w = energy_j / (reading.at_s - counted_s) if energy_j is not None and counted_s is not None else None
             power_w = reading.power_w if reading.power_w is not None else mean_w
-            self._meter = MeterState(reading.source, self._meter.scope, None, power_w, self._meter.passed_over)
+            self._meter = MeterState(reading.source, self._meter.scope, None, power_w, self._meter.passed_over, reading.source)
             self._image = self._mean_image(reading.source)
 
     def _count(self, until_s: float, energy_j: Optional[float], reading: Optional[Reading]) -> None:
@@ -234,7 +235,7 @@ class EnergyLedger:
         meter, stale_s = self._meter, self._stale_s()
         if meter.reason is not None or stale_s is None:
             return meter
-        return MeterState(meter.source, meter.scope, f"no reading for {stale_s:.0f} s", None, meter.passed_over)
+        return replace(meter, reason=f"no reading for {stale_s:.0f} s", power_w=None)
 
     def _window(self, minutes: List[Tuple[int, Tally]], since: float) -> Tuple[Tally, List[HistoryBucket]]:
         """Minutes are numbered by the clock that never jumps and dated now, so that setting the device's clock dates them anew."""

@@ -15,7 +15,7 @@ from latentd.config import EnergyConfig
 from latentd.energy import battery, board, thermal
 from latentd.energy.board import Board
 from latentd.energy.ledger import EnergyLedger, seconds_since_boot
-from latentd.energy.meters import Choice, Meter, check_names, choose_meter
+from latentd.energy.meters import Choice, Meter, Reading, check_names, choose_meter
 from latentd.errors import MeterUnavailable
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class MeterThread:
         self._ledger, self._choose, self._root, self._period_s, self._clock = ledger, choose, root, period_s, clock
         self._choose_better, self._better_due_s = choose_better, clock()
         self._meter: Optional[Meter] = None
+        self._newest: Optional[Reading] = None  # of the meter that serves
         self._served_from_s = 0.0
         self._retry_s, self._retry_at_s = RETRY_FIRST_S, clock()
         self._down: Tuple[str, Mapping[str, str]] = ("no meter was tried yet", {})
@@ -153,7 +154,7 @@ class MeterThread:
         """Chooses a meter, if it is time to try, and tells the ledger; False when there is none."""
         if now_s < self._retry_at_s:
             return False
-        choice = self._choose(self._stopping.wait)
+        choice = self._counted(self._choose(self._stopping.wait))
         if choice.meter is None:
             self._back_off(choice.reason, choice.passed_over)
             return False
@@ -171,7 +172,7 @@ class MeterThread:
         if self._meter is None or self._choose_better is None or now_s < self._better_due_s:
             return
         self._better_due_s = now_s + BETTER_S
-        better = self._choose_better(self._stopping.wait, self._meter.source)
+        better = self._counted(self._choose_better(self._stopping.wait, self._meter.source))
         if better.meter is not None:
             self._close()
             self._serve(better.meter, better.passed_over)
@@ -179,6 +180,7 @@ class MeterThread:
     def _read(self) -> None:
         reading = self._meter.read() if self._meter is not None else None
         if reading is not None:
+            self._newest = reading
             self._ledger.add(reading)
 
     def _fail(self, reason: str) -> None:
@@ -194,6 +196,11 @@ class MeterThread:
         self._retry_at_s = self._clock() + self._retry_s
         self._retry_s = min(RETRY_LAST_S, 2 * self._retry_s)
 
+    def _counted(self, choice: Choice) -> Choice:
+        for error in choice.errors:
+            self._count_error(error)
+        return choice
+
     def _count_error(self, error: Exception) -> None:
         self.errors += 1
         if repr(error) != self._last_error:
@@ -204,20 +211,32 @@ class MeterThread:
         if now_s < self._temperatures_due_s:
             return
         self._temperatures_due_s = now_s + TEMPERATURES_S
-        last, temperatures_c = self._look, thermal.read(self._root)
+        before, self._look = self._look, self._new_look(now_s)
+        _tell_changes(before.board, self._look.board)
+
+    def _new_look(self, now_s: float) -> Look:
+        """What the kernel's files say; what they don't, the meter may have said besides."""
+        last, temperatures_c, found = self._look, thermal.read(self._root), board.read(self._root)
         limits_c = last.limits_c if temperatures_c.keys() == last.temperatures_c.keys() else thermal.limits_c(self._root)
-        before, now = last.board, board.read(self._root)
-        self._look = Look(now_s, temperatures_c, limits_c, now, battery.charge_ratio(self._root))
-        if now.power_mode != before.power_mode:
-            log.info("the power mode is %s", now.power_mode)
-        if now.throttled.keys() != before.throttled.keys():
-            causes = "; ".join(f"{cause}: {', '.join(what)}" for cause, what in now.throttled.items())
-            if causes:
-                log.warning("the board slows itself down, %s", causes)
-            else:
-                log.info("the board runs at its full speed again")
+        if self._newest is not None and not temperatures_c:
+            temperatures_c = dict(self._newest.temperatures_c)
+            limits_c = dict.fromkeys(temperatures_c, thermal.BOARD_C)
+        if self._newest is not None and found.gpu_load_ratio is None:
+            found = found._replace(gpu_load_ratio=self._newest.gpu_load_ratio)
+        return Look(now_s, temperatures_c, limits_c, found, battery.charge_ratio(self._root))
 
     def _close(self) -> None:
-        meter, self._meter = self._meter, None
+        meter, self._meter, self._newest = self._meter, None, None
         if meter is not None:
             meter.close()
+
+
+def _tell_changes(before: Board, now: Board) -> None:
+    if now.power_mode != before.power_mode:
+        log.info("the power mode is %s", now.power_mode)
+    if now.held_back.keys() != before.held_back.keys():
+        causes = "; ".join(f"{cause}: {', '.join(what)}" for cause, what in now.held_back.items())
+        if causes:
+            log.warning("the board slows itself down, %s", causes)
+        elif all(now.throttled[cause] is not None for cause in before.held_back):
+            log.info("the board runs at its full speed again")

@@ -60,13 +60,15 @@ class HistoryBucket:
 
 @dataclass(frozen=True)
 class MeterState:
-    """The meter that serves now. reason: why none does; passed_over: meter -> why it does not serve."""
+    """The meter that serves now. reason: why none does; passed_over: meter -> why it does not serve. last_source: the one that serves, or
+    served last since the start."""
 
     source: Optional[str] = None
     scope: Optional[str] = None
     reason: Optional[str] = "no reading yet"
     power_w: Optional[float] = None
     passed_over: Mapping[str, str] = field(default_factory=dict)
+    last_source: Optional[str] = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ On a GPU the blocks are a copy; without memory there, micro-batches are halved, 
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Generator, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from latentd.trouble import FAILURES, free_cached, in_halves, is_shortage
 logger = logging.getLogger(__name__)
 
 Features = NDArray[np.float32]
+Result = TypeVar("Result")
 Held = Mapping[str, Tuple[int, bytes]]  # sample id -> class, code
 _RIVALS_LAST = 64  # samples: solving two heads takes as long as some images
 _CLASSIFIER_RATE = 4.0  # of the blocks': it starts from nothing in every sleep
@@ -70,6 +71,8 @@ class Adapted:
         self.learned_at = 0  # samples that had been learned when the last sleep began
         self.bare = 0  # samples that were learned without tokens, which no sleep can ever go over: they make none due
         self.serving: Optional[UpperBlocks] = None
+        self._life = 0  # a sleep that began in an earlier one is void
+        self.blocks = RankedBlocks(base, settings.rank, settings.seed)  # for the CPU, should a GPU have no room for its own
         self.blocks = self._fresh()
         self._sums = RidgeSums(base.features_width)
         self._holdout: Dict[str, Features] = {}
@@ -77,7 +80,6 @@ class Adapted:
         self.evidence = Evidence()
         self._rivals: Optional[Tuple[LinearHead, LinearHead]] = None
         self._rivals_at = 0
-        self._life = 0  # a sleep that began in an earlier one is void
 
     # --- awake --------------------------------------------------------------------------------------------------------
 
@@ -141,13 +143,6 @@ class Adapted:
 
     def sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
         """One sleep; yields between its steps. The memory and the hold-out may change meanwhile."""
-        try:
-            yield from self._sleep(memory, held, learned)
-        finally:
-            self.blocks.rest()
-            self._place.queue.free()
-
-    def _sleep(self, memory: ReplayMemory, held: Held, learned: int) -> Iterator[int]:
         dreamt = yield from self._dream(memory, held, (self._settings.seed, self.sleeps, learned))
         if dreamt is not None:
             self.serving, self._sums, self._holdout, self._left_out = dreamt
@@ -156,20 +151,24 @@ class Adapted:
 
     def rehearse(self, memory: ReplayMemory, learned: int, fold: int) -> Generator[int, None, Optional[Rehearsed]]:
         """A sleep that changes nothing but says what would have come of it; None where something came that voids it."""
-        try:
-            dreamt = yield from self._dream(memory, {}, (self._settings.seed, self.sleeps, learned, 1 + fold))
-        finally:
-            self.blocks.rest()
-            self._place.queue.free()
+        dreamt = yield from self._dream(memory, {}, (self._settings.seed, self.sleeps, learned, 1 + fold))
         if dreamt is None:
             return None
         blocks, head = dreamt.serving, dreamt.sums.solve()
         return Rehearsed(head, lambda codes: self._features(blocks, codes))
 
     def _dream(self, memory: ReplayMemory, held: Held, seed: Sequence[int]) -> Generator[int, None, Optional[Dreamt]]:
+        queue = self._place.queue  # which it may leave
+        try:
+            return (yield from self._dreamt(memory, held, seed))
+        finally:
+            self.blocks.rest()
+            queue.free()
+
+    def _dreamt(self, memory: ReplayMemory, held: Held, seed: Sequence[int]) -> Generator[int, None, Optional[Dreamt]]:
         """Fresh blocks, trained on what the memory gives, and the sums that they give."""
-        life, self.microbatch = self._life, self._settings.microbatch
         self.blocks = self._fresh()  # not what the last sleep left: the few classes that came first would weigh on all that follows
+        life, self.microbatch = self._life, self._settings.microbatch
         for step in self._train(memory, np.random.Generator(np.random.PCG64(list(seed)))):
             yield step
             if life != self._life:
@@ -192,10 +191,9 @@ class Adapted:
         class_ids = sorted(memory.counts())
         column = {class_id: index for index, class_id in enumerate(class_ids)}
         classifier = nn.Linear(self._base.features_width, len(class_ids))
-        with torch.no_grad(), self._place.queue.work():
-            classifier.weight.zero_()
-            classifier.bias.zero_()
-            classifier.to(self._place.queue.device)
+        nn.init.zeros_(classifier.weight)
+        nn.init.zeros_(classifier.bias)
+        self._tried(lambda: classifier.to(self._place.queue.device))
         learned = [parameter for _, parameter in self.blocks.learned()]
         full = self._settings.learning_rate
         groups: List[Dict[str, Any]] = [{"params": learned}, {"params": list(classifier.parameters()), "lr": _CLASSIFIER_RATE * full}]
@@ -209,8 +207,7 @@ class Adapted:
             codes, target = codes[known], np.array([column[int(class_id)] for class_id in drawn[known]], np.int64)
             for _ in self._gradient(classifier, optimizer, codes, target):
                 yield step
-            with self._place.queue.work():
-                optimizer.step()
+            self._tried(optimizer.step)
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -296,27 +293,35 @@ class Adapted:
         tokens, queue = self._decoded(codes), self._place.queue
         if next(blocks.parameters()).device.type != queue.device.type:  # the place has changed since the caller got them
             return self._hosted(blocks).features(tokens, basis=self._basis)
-        try:
-            parts = in_halves(lambda rows: blocks.features(rows, queue, self._basis), tokens)
-            return parts[0] if len(parts) == 1 else np.concatenate(parts)
-        except FAILURES as error:
-            if not self._place.leaves(error):
-                raise
-        self._go_on_host()
-        return self._hosted(blocks).features(tokens, basis=self._basis)
+        parts = self._tried(lambda: in_halves(lambda rows: blocks.features(rows, queue, self._basis), tokens))
+        if parts is None:
+            return self._hosted(blocks).features(tokens, basis=self._basis)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _decoded(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The tokens, (B, N, D), in the basis that the blocks are told of."""
         return self._codec.decode_tokens(codes, rotated=self._basis is not None)
 
     def _fresh(self) -> RankedBlocks:
-        with self._place.queue.work():
+        def make() -> RankedBlocks:
             return RankedBlocks(self._base, self._settings.rank, self._settings.seed)
+
+        return self._tried(make) or make()
 
     def _frozen(self) -> UpperBlocks:
         """A copy for answering, complete: other threads read it from streams of their own."""
-        with self._place.queue.work():
-            return self.blocks.frozen()
+        return self._tried(self.blocks.frozen) or self.blocks.frozen()
+
+    def _tried(self, work: Callable[[], Result]) -> Optional[Result]:
+        """What `work` gives. None where a GPU has no memory for it: the CPU goes on, and a sleep that runs now is void."""
+        try:
+            with self._place.queue.work():
+                return work()
+        except FAILURES as error:
+            if not self._place.leaves(error):
+                raise
+        self._go_on_host()
+        return None
 
     def _go_on_host(self) -> None:
         """The same blocks on the CPU, after the place has changed. A sleep that runs now is void; what answers elsewhere stays whole."""
@@ -325,6 +330,7 @@ class Adapted:
         self.blocks = self._hosted(self.blocks)
         if self.serving is not None:
             self.serving = self._hosted(self.serving).frozen()
+        free_cached()
 
     def _hosted(self, blocks: UpperBlocks) -> RankedBlocks:
         assert isinstance(blocks, RankedBlocks), "only blocks that learn are anywhere else"
@@ -374,7 +380,8 @@ class Adapted:
         if not facts["serves"]:
             return True
         own = {name[len("adapted.") :]: value for name, value in arrays.items() if name.startswith("adapted.")}
-        with self._place.queue.work():
+        self._tried(lambda: self.blocks.restore(own))
+        if not self._place.queue.is_cuda:  # it may just have taken over
             self.blocks.restore(own)
         self.serving = self._frozen()
         self._sums.restore(own)

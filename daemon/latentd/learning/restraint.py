@@ -15,6 +15,7 @@ from latentd.headroom import Headroom
 LOOK_S = 0.25  # between two looks: a meter reads five times a second
 STEADY = 0.95  # of the power budget: what was stopped for power goes on below this share of it
 COOLER_C = 3.0  # what was stopped for heat goes on when it is cooler by this
+CALM_S = 300.0  # or, for both, after so long below the limit itself: a board may draw steadily just less than its budget
 APART_S = 60.0  # work asks before each of its steps; after a longer silence it is another piece of work
 MOST_RESERVED = 8  # an eighth of a small machine at most is left to everything else: it would never learn otherwise
 
@@ -60,13 +61,14 @@ class Restraint:
 
     Awake learning, which people wait for, is held back by power, heat and memory. A sleep also gives way to an engine that is being built
     (TensorRT takes slower kernels where memory is short) and to throttling: what it would cost in time and joules is then worth least.
-    A limit that was passed holds until it is kept with some distance, so that the learner does not flutter around it. What nobody can
-    measure holds nothing back.
+    A limit that was passed holds until it is kept with some distance, so that the learner does not flutter around it; one of power or heat
+    at most for CALM_S after it was last passed. What nobody can measure holds nothing back.
     """
 
     def __init__(self, limits: Limits, senses: Senses, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._senses, self._clock = limits, senses, clock
         self._held: Dict[Tuple[str, str], bool] = {}  # by work and cause: the last look found the limit passed
+        self._over_s: Dict[Tuple[str, str], float] = {}  # by work and cause: when the limit was last found passed
         self._looked_s: Dict[str, float] = {}
         self._found: Dict[str, Optional[Reason]] = {}
 
@@ -99,9 +101,10 @@ class Restraint:
 
     def _power(self, work: str) -> Optional[Reason]:
         power_w, budget_w = self._senses.power_w(), self._limits.budget_w
-        if power_w is None or not budget_w or not self._passed(work, "power", power_w > budget_w, power_w > STEADY * budget_w):
+        if power_w is None or not budget_w or not self._exceeded(work, "power", power_w > budget_w, power_w > STEADY * budget_w):
             return None
-        return Reason("power", f"{power_w:.1f} W are drawn, energy.budget_w is {budget_w:g} W")
+        allowed = f"energy.budget_w is {budget_w:g} W"
+        return Reason("power", f"{power_w:.1f} W are drawn, {allowed}; {_goes_on(f'{STEADY * budget_w:.3g} W', f'{budget_w:g} W')}")
 
     def _heat(self, work: str) -> Optional[Reason]:
         most_c, own_c = self._limits.max_temperature_c, self._senses.limits_c()
@@ -110,10 +113,11 @@ class Restraint:
         if not known:
             return None
         over_c, name, value, limit = max(known)
-        if not self._passed(work, "temperature", over_c > 0, over_c > -COOLER_C):
+        if not self._exceeded(work, "temperature", over_c > 0, over_c > -COOLER_C):
             return None
         allowed = f"energy.max_temperature_c is {limit:g} °C" if most_c else f"{limit:g} °C are allowed there"
-        return Reason("temperature", f"{name} is at {value:.0f} °C, {allowed}")
+        goes_on = _goes_on(f"{limit - COOLER_C:g} °C", f"{limit:g} °C")
+        return Reason("temperature", f"{name} is at {value:.0f} °C, {allowed}; {goes_on}")
 
     def _throttling(self, work: str) -> Optional[Reason]:
         found = self._senses.throttled() if work == SLEEP else {}
@@ -124,11 +128,22 @@ class Restraint:
         engine = self._senses.building() if work == SLEEP else None
         return Reason("building", f"the engine {engine} is being built") if engine else None
 
+    def _exceeded(self, work: str, cause: str, is_over: bool, is_near: bool) -> bool:
+        """Whether the limit holds the work back, as long as it was last passed less than CALM_S ago."""
+        now_s = self._clock()
+        if is_over:
+            self._over_s[(work, cause)] = now_s
+        return self._passed(work, cause, is_over, is_near and now_s - self._over_s.get((work, cause), now_s) < CALM_S)
+
     def _passed(self, work: str, cause: str, is_over: bool, is_near: bool, begins: bool = False) -> bool:
         """Whether the limit holds the work back. is_near: within the distance that ends a wait. begins: the first look asks for it too."""
         held = is_near if self._held.get((work, cause), begins) else is_over
         self._held[(work, cause)] = held
         return held
+
+
+def _goes_on(soon: str, late: str) -> str:
+    return f"learning goes on below {soon}, or after {CALM_S / 60:.0f} minutes below {late}"
 
 
 def _mib(count: int) -> str:

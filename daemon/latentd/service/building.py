@@ -12,8 +12,11 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, suppress
 from typing import Any, Callable, Mapping, Optional, Tuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from latentd import headroom
-from latentd.config import Config
+from latentd.config import Config, HttpConfig
 from latentd.energy.ledger import EnergyLedger
 from latentd.energy.meter_thread import MeterThread
 from latentd.engines.choose import Choice, choose
@@ -43,6 +46,7 @@ from latentd.service.readiness import Readiness
 from latentd.service.storing import latent_codec, origin, tokens_of
 from latentd.vision import checkpoints, images
 from latentd.vision.probe import probe_images
+from latentd.vision.room import PixelRoom
 
 STOP_S = 30.0  # how long one part may take to end
 CATCH_UP_S = 30.0  # how long serving waits for what was taught after the last checkpoint
@@ -57,7 +61,7 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     Order: journal (what was taught), ledger, frozen stage and its queue, learner, upgrade of the engine. Raises what they
     raise when they can't start.
     """
-    metrics = Metrics()
+    metrics, room_at_start_bytes = Metrics(), _room_bytes()
     backbone = checkpoints.find(config.cache_dir, config.backbone.name)
     spec = stage_spec(config, backbone)
     recent = RecentImages()  # filled only where something can be calibrated on it
@@ -71,10 +75,8 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
     batcher = Batcher(choice.stage, ledger, metrics, max_batch=config.engine.max_batch, capacity=capacity, on_death=on_death)
     batcher.start()
     until_stop.callback(batcher.stop, STOP_S)
-    limits = images.ImageLimits(config.http.max_image_bytes, config.http.max_pixels, config.http.max_frames)
-    decode = functools.partial(images.decode, size=spec.image_size, limits=limits)
-    calibrates = config.engine.precision == "int8" and bool(choice.pending)
-    pipeline = Pipeline(batcher, decode, config.engine.decode_threads, metrics, taught=recent.add if calibrates else None)
+    taught = recent.add if config.engine.precision == "int8" and choice.pending else None
+    pipeline = Pipeline(batcher, decoder(config.http, spec.image_size), config.engine.decode_threads, metrics, taught=taught)
     until_stop.callback(pipeline.close)
     engine = (*(pending.name for pending in choice.pending), choice.stage.name)[0]
     plan = make_plan(config, backbone.shape, spec, codec, engine=engine, lanes=choice.stage.lanes)
@@ -102,11 +104,24 @@ def build(config: Config, on_death: Callable[[BaseException], None], until_stop:
         board=lambda: meters.board,
         battery_charge=lambda: meters.battery_charge,
         memory_plan=plan,
+        room_at_start_bytes=room_at_start_bytes,
         restrain=lambda newer: restraint.obey(_limits(newer, plan)),
     )
     until_stop.callback(upgrade.stop, STOP_S)
     upgrade.start()
     return parts
+
+
+def decoder(http: HttpConfig, size: int) -> Callable[[bytes], NDArray[np.uint8]]:
+    """For all threads of the decode pool: bytes to (size, size, 3) pixels, of no more pixels at once than one image may have."""
+    limits = images.ImageLimits(http.max_image_bytes, http.max_pixels, http.max_frames)
+    return functools.partial(images.decode, size=size, limits=limits, room=PixelRoom(http.max_pixels))
+
+
+def _room_bytes() -> Optional[int]:
+    """What is available, and what this process holds already; later, what it holds of a GPU's memory may be neither."""
+    available, resident = headroom.read().available_bytes, headroom.resident_bytes()
+    return None if available is None or resident is None else available + resident
 
 
 def _no_room(needed_bytes: int) -> Optional[str]:
@@ -123,7 +138,7 @@ def _restraint(config: Config, plan: MemoryPlan, ledger: EnergyLedger, meters: M
         power_w=lambda: ledger.power_w,
         temperatures_c=lambda: meters.temperatures_c,
         limits_c=lambda: meters.limits_c,
-        throttled=lambda: meters.board.throttled,
+        throttled=lambda: meters.board.held_back,
         headroom=headroom.read,
         building=lambda: upgrade.building,
     )

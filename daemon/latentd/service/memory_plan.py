@@ -34,7 +34,9 @@ PROGRAM_BYTES = (
 )  # 268 MiB are resident after importing all that serves and learns (PyTorch 2.13 and ONNX Runtime 1.31, x86, no CUDA)
 CUDA_BYTES = 1200 * MIB  # context, cuBLAS and cuDNN: 584 MiB of device memory and 616 of the host's are what TensorRT 8.5 reports for cuDNN
 SAMPLE_BYTES = 200  # of a stored sample in the index of duplicates: sketch, number, place
-PIXEL_BYTES = 4  # of an image while it is decoded: RGBA at worst
+# Of an image while it is decoded, at worst, which is WebP: its decoder keeps two canvases, and the frame is copied twice. Growth of the
+# resident set with Pillow 10.4 and 13.0: 16 for WebP, and its encoded bytes again; 4 to 8 for PNG and BMP, up to 8 for JPEG.
+PIXEL_BYTES = 16
 # What a training step took beyond what it keeps for its way back: gradients under way, and what the allocator does not give back. Growth of
 # the resident set with the default backbone and PyTorch 2.13: at split 9, 136 MiB for micro-batches of 4 and 406 for 16, where this plan
 # says 147 and 546; at split 11, 16 and 25, where it says 13 and 26.
@@ -93,7 +95,7 @@ def make_plan(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCod
         Part("duplicates", _duplicates(config, spec, codec), "always", "estimate"),
         Part("images that wait", config.engine.queue_images * spec.image_size**2 * 3, "requests", "limit"),
         Part("request bodies", max(config.http.max_pending_bytes, config.http.max_body_bytes), "requests", "limit"),
-        Part("decoders", config.engine.decode_threads * config.http.max_pixels * PIXEL_BYTES, "requests", "limit"),
+        Part("decoders", _decoders(config), "requests", "limit"),
         Part("solving and saving", 4 * FP64 * max(widths) ** 2, "learning", "counted"),
     ]
     if adapts:
@@ -199,6 +201,11 @@ def _blocks(config: Config, shape: VitShape, spec: StageSpec, codec: LatentCodec
         Part("matrices at full width", room_bytes(shape, spec.split), "sleeping", "counted"),
         Part("activations", int(STEP_OVERHEAD * kept) + refit, "sleeping", "estimate"),
     ]
+
+
+def _decoders(config: Config) -> int:
+    """All threads together hold the pixels of one image at most, and each of them a copy of its encoded bytes."""
+    return config.http.max_pixels * PIXEL_BYTES + config.engine.decode_threads * config.http.max_image_bytes
 
 
 def _holdout(config: Config, codec: LatentCodec) -> int:

@@ -194,9 +194,8 @@ def _energy(parts: Parts) -> Iterable[Metric]:
             rails.add_metric((name,), rail.energy_j)
     yield joules
     yield rails
-    yield _gauges(
-        "energy_meter_up", "Whether the meter reads.", "source", {report.meter.source or "none": float(report.meter.reason is None)}
-    )
+    up = {report.meter.last_source or "none": float(report.meter.reason is None)}
+    yield _gauges("energy_meter_up", "Whether the meter reads; of the one that serves, or served last.", "source", up)
     yield CounterMetricFamily("latentd_energy_gap_seconds", "Time without a reading.", value=report.gap_s)
     known = {name: celsius for name, celsius in parts.temperatures_c().items() if celsius is not None}
     yield _gauges("temperature_celsius", "Temperatures of the board.", "sensor", known)
@@ -206,7 +205,7 @@ def _board(parts: Parts) -> Iterable[Metric]:
     board = parts.board()
     clocks = {unit: clock.now_hz for unit, clock in board.clocks.items() if clock.now_hz is not None}
     yield _gauges("clock_hertz", "Clocks now.", "unit", clocks)
-    causes = {cause: float(cause in board.throttled) for cause in ("thermal", "over-current")}
+    causes = {cause: float(bool(what)) for cause, what in board.throttled.items() if what is not None}
     yield _gauges("throttled", "1 while the board slows itself down.", "cause", causes)
     if board.power_mode is not None:
         yield InfoMetricFamily("latentd_power_mode", "The power mode of a Jetson.", value={"mode": board.power_mode})

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 class Parts:
     """Everything a request can reach.
 
-    restrain: has the learner keep to the limits of this configuration. open_connections: how many the server holds. keys_in_flight: the
-    Idempotency-Key of each request that still runs. needs_restart: keys whose values in the configuration files are not those in force.
+    room_at_start_bytes: what this process could have of the memory before it loaded anything. restrain: has the learner keep to the limits
+    of this configuration. open_connections: how many the server holds. keys_in_flight: the Idempotency-Key of each request that still
+    runs. needs_restart: keys whose values in the configuration files are not those in force.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class Parts:
     board: Callable[[], Board] = Board
     battery_charge: Callable[[], Optional[float]] = lambda: None
     memory_plan: MemoryPlan = field(default_factory=MemoryPlan)
+    room_at_start_bytes: Optional[int] = None
     headroom: Callable[[], Headroom] = lambda: headroom.read()
     restrain: Callable[[Config], None] = lambda config: None
     open_connections: Callable[[], int] = lambda: 0

@@ -251,7 +251,7 @@ class Plan(Shape):
     available_bytes: Optional[int] = Field(description="MemAvailable, or what a control group's limit leaves")
     total_bytes: Optional[int]
     bounded_by: str
-    fits: Optional[bool]
+    fits: Optional[bool] = Field(description="whether there was as much at the start, with what is left to the system")
     images_a_run: int = Field(description="halved when the engine ran out of memory")
 
 
@@ -307,7 +307,9 @@ class Board(Shape):
     cores_online: Optional[int]
     clocks: Dict[str, Clock] = Field(description="cpu (its fastest core) and gpu")
     gpu_load_ratio: Optional[float]
-    throttled: Dict[str, List[str]] = Field(description="thermal or over-current: what is held back; empty while nothing is")
+    throttled: Dict[str, Optional[List[str]]] = Field(
+        description="thermal and over-current: what is held back; empty while nothing is, null where nothing tells"
+    )
     over_current_events: Optional[int] = Field(description="since boot")
 
 

@@ -138,7 +138,7 @@ def board(parts: Parts) -> Dict[str, Any]:
     return {
         **found._asdict(),
         "clocks": {unit: clock._asdict() for unit, clock in found.clocks.items()},
-        "throttled": {cause: list(what) for cause, what in found.throttled.items()},
+        "throttled": {cause: None if what is None else list(what) for cause, what in found.throttled.items()},
     }
 
 
@@ -156,18 +156,19 @@ def memory(parts: Parts) -> Dict[str, Any]:
 
 
 def _plan(parts: Parts, used: Dict[str, int]) -> Dict[str, Any]:
-    """The memory plan part by part. Where it can be measured for a part alone, what that uses; of the whole always, and what is left."""
-    plan, left, resident = parts.memory_plan, parts.headroom(), headroom.resident_bytes()
-    fits = None
-    if left.available_bytes is not None and resident is not None:
-        fits = plan.planned_bytes + plan.reserve_bytes <= left.available_bytes + resident
+    """The memory plan part by part. Where it can be measured for a part alone, what that uses; of the whole always, and what is left.
+
+    Whether it fits was decided at the start: on a board with one memory for all, what the process holds of the GPU's is no more available,
+    but not resident either.
+    """
+    plan, left, room = parts.memory_plan, parts.headroom(), parts.room_at_start_bytes
     return {
         "parts": [{**dataclasses.asdict(part), "used_bytes": used.get(part.name)} for part in plan.parts],
         "planned_bytes": plan.planned_bytes,
-        "resident_bytes": resident,
+        "resident_bytes": headroom.resident_bytes(),
         "available_bytes": left.available_bytes,
         "total_bytes": left.total_bytes,
         "bounded_by": left.bounded_by,
-        "fits": fits,
+        "fits": None if room is None else plan.planned_bytes + plan.reserve_bytes <= room,
         "images_a_run": min(parts.batcher.max_batch, _shortage(parts.choice).largest_batch or parts.batcher.max_batch),
     }

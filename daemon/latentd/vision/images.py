@@ -7,6 +7,7 @@ one format is tried, and none of Pillow's process-wide switches matters.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -22,6 +23,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from latentd.errors import ImageUndecodable, TooLarge, UnsupportedMedia
+from latentd.trouble import trim
+from latentd.vision.room import PixelRoom
 
 # What Pillow's decoders raise on damaged files. UserWarning: some damage is only warned about, and warnings may be errors.
 _DAMAGE = (
@@ -39,6 +42,10 @@ _DAMAGE = (
 )
 _GAP = 2.0
 """Decoders and box averaging shrink to this many times the target before the exact bicubic step."""
+_LARGE = 4_000_000  # pixels; what a smaller image leaves behind is used for the next one
+_LONGEST = 65_535
+"""Pixels on a side, as many as a JPEG can have. Some versions of Pillow make each of a million rows as wide as the square before they take
+the rows together: 1 kB for each pixel of an image that is one pixel wide."""
 _OPENERS: Dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": JpegImageFile,
     "PNG": PngImageFile,
@@ -85,24 +92,27 @@ class ImageLimits:
     max_frames: int
 
 
-def decode(data: bytes, size: int, limits: ImageLimits) -> NDArray[np.uint8]:
+def decode(data: bytes, size: int, limits: ImageLimits, room: Optional[PixelRoom] = None) -> NDArray[np.uint8]:
     """JPEG, PNG, WebP or BMP bytes -> RGB pixels (size, size, 3), turned as EXIF says; the whole picture is squashed to the square.
 
-    Bicubic with antialiasing. Transparency goes on white, 16-bit values keep their upper half, of several frames the first counts. Raises
-    UnsupportedMedia (another kind of content), TooLarge (bytes, pixels, frames), ImageUndecodable (empty, cut short, damaged).
+    Bicubic with antialiasing. Transparency goes on white, 16-bit values keep their upper half, of several frames the first counts. room:
+    waited for before pixels are decoded. Raises UnsupportedMedia (another kind of content), TooLarge (bytes, pixels, frames),
+    ImageUndecodable (empty, cut short, damaged).
     """
     if len(data) > limits.max_bytes:
         raise TooLarge(f"the image has {len(data):,} bytes, at most {limits.max_bytes:,} are accepted")
     kind = _kind(data)
     try:
-        image = _opened(data, kind, limits)
-        square = _squashed(image, size)
+        pixels = _pixels(data, kind, limits)
+        with contextlib.nullcontext() if room is None else room.take(pixels):
+            square = _squashed(data, kind, size, limits)
+            if pixels > _LARGE:
+                trim()  # the C library would keep up to half of what this took, in each thread
     except (MemoryError, Image.DecompressionBombError) as cause:
         raise TooLarge(f"decoding the {kind} needs more memory than it may take: {cause}") from cause
     except _DAMAGE as cause:
         raise ImageUndecodable(f"the {kind} can't be decoded: {cause}") from cause
-    turn = _TURNS.get(_orientation(image.info.get("exif")))
-    return np.array(square if turn is None else square.transpose(turn), dtype=np.uint8)
+    return np.array(square, dtype=np.uint8)
 
 
 def _kind(data: bytes) -> str:
@@ -129,19 +139,22 @@ def _described(data: bytes) -> str:
     return f"no image format known here (it starts with {sample[:8].hex(' ')})"
 
 
+def _pixels(data: bytes, kind: str, limits: ImageLimits) -> int:
+    """How many the header promises, within the limits. A WebP is not opened for that: its decoder allocates the whole canvas then."""
+    return _counted(_webp_size(data) if kind == "WebP" else _OPENERS[kind](io.BytesIO(data)).size, limits)
+
+
 def _opened(data: bytes, kind: str, limits: ImageLimits) -> Image.Image:
     """The image with its header read and its limits checked; no pixel is decoded yet."""
-    if kind == "WebP":  # its decoder allocates the whole canvas when it opens the file
-        _check_pixels(_webp_size(data), limits)
     image = _OPENERS[kind](io.BytesIO(data))
-    _check_pixels(image.size, limits)
+    _counted(image.size, limits)
     frames = getattr(image, "n_frames", 1)
     if frames > limits.max_frames:
         raise TooLarge(f"the {kind} has {frames} frames, at most {limits.max_frames} are accepted", hint="Send the one frame that matters.")
     return image
 
 
-def _check_pixels(size: Tuple[int, int], limits: ImageLimits) -> None:
+def _counted(size: Tuple[int, int], limits: ImageLimits) -> int:
     width, height = size
     if width < 1 or height < 1:
         raise ValueError(f"its header says {width} x {height} pixels")
@@ -149,6 +162,9 @@ def _check_pixels(size: Tuple[int, int], limits: ImageLimits) -> None:
         raise TooLarge(
             f"the image is {width} x {height} pixels, at most {limits.max_pixels:,} in all are accepted", hint="Scale it down first."
         )
+    if max(size) > _LONGEST:
+        raise TooLarge(f"the image is {width} x {height} pixels, at most {_LONGEST:,} on a side are accepted", hint="Cut it up first.")
+    return width * height
 
 
 def _webp_size(data: bytes) -> Tuple[int, int]:
@@ -164,23 +180,24 @@ def _webp_size(data: bytes) -> Tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-def _squashed(image: Image.Image, size: int) -> Image.Image:
-    """RGB, size x size. Alpha is laid on white after resizing, which gives the same as before it and costs less."""
-    gap = int(size * _GAP)
+def _squashed(data: bytes, kind: str, size: int, limits: ImageLimits) -> Image.Image:
+    """RGB, size x size, upright. Alpha is laid on white after resizing, which gives the same as before it and costs less."""
+    image, gap = _opened(data, kind, limits), int(size * _GAP)
     image.draft(image.mode, (gap, gap))  # a JPEG decodes at 1/2, 1/4 or 1/8 where that is still large enough
     image.load()
-    image = _eight_bits(image)
+    turn = _TURNS.get(_orientation(image.info.get("exif")))
+    image = _eight_bits(image)  # which lets go of the one before: with both, resizing would take half as much again
     square = image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=_GAP)
     if square.mode == "RGBA":
         square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
-    return square.convert("RGB")
+    square = square.convert("RGB")
+    return square if turn is None else square.transpose(turn)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image as L, RGB, RGBA or CMYK: modes that can be resized."""
     if image.mode.startswith("I"):  # 16-bit grey; 32-bit in older versions of Pillow
-        values = np.clip(np.asarray(image, dtype=np.int32), 0, 0xFFFF) >> 8
-        return Image.fromarray(values.astype(np.uint8))
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 0xFF).astype(np.uint8))
     if image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB", "RGBA", "CMYK") else image.convert("RGB")

@@ -60,6 +60,17 @@ def test_a_sensor_that_is_found_but_can_not_be_read_is_passed_over(plant: Plant,
     assert "permission denied" in choice.passed_over["ina3221"]
 
 
+def test_a_candidate_that_breaks_in_a_way_nobody_foresaw_does_not_hide_those_after_it(plant: Plant, clock: Clock) -> None:
+    def broken() -> Any:
+        raise OSError("libnvidia-ml.so.1: file too short")
+
+    choice = choose_meter(("nvml", "rapl"), plant(RAPL_FILES), clock=clock, wait=clock.wait, load_nvml=broken)
+    assert choice.meter is not None
+    assert choice.meter.source == "rapl"
+    assert "nvml failed: OSError" in choice.passed_over["nvml"]
+    assert [type(error) for error in choice.errors] == [OSError]
+
+
 def test_no_configured_meter_is_a_reason_too(tmp_path: Path, clock: Clock) -> None:
     assert choose_meter((), tmp_path, clock=clock, wait=clock.wait).reason == "no meter is configured (energy.meters is empty)"
 

@@ -62,22 +62,22 @@ def test_the_nanos_input_rail_has_another_name_and_is_found(plant: Plant, clock:
 
 
 def test_the_sum_of_shunt_voltages_is_no_rail_whatever_its_number(plant: Plant) -> None:
-    assert [rail.name for rail in discover(plant(hwmon()))] == ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
+    assert [rail.name for rail in discover(plant(hwmon())).rails] == ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
 
 
 def test_channels_that_are_not_connected_are_skipped(plant: Plant) -> None:
     root = plant(iio(("VDD_IN", "NC", "NC 2")))
-    assert [rail.name for rail in discover(root)] == ["VDD_IN"]
+    assert [rail.name for rail in discover(root).rails] == ["VDD_IN"]
 
 
 def test_a_rail_whose_name_only_contains_the_letters_nc_is_kept(plant: Plant) -> None:
-    assert [rail.name for rail in discover(plant(iio(("VDD_IN", "SYNC_5V"))))] == ["VDD_IN", "SYNC_5V"]
+    assert [rail.name for rail in discover(plant(iio(("VDD_IN", "SYNC_5V")))).rails] == ["VDD_IN", "SYNC_5V"]
 
 
 def test_a_channel_without_a_label_is_skipped(plant: Plant) -> None:
     root = plant(hwmon())
     (root / HWMON / "in3_label").unlink()
-    assert [rail.name for rail in discover(root)] == ["VDD_IN", "VDD_CPU_GPU_CV"]
+    assert [rail.name for rail in discover(root).rails] == ["VDD_IN", "VDD_CPU_GPU_CV"]
 
 
 def test_a_chip_that_bus_and_driver_both_list_counts_once(plant: Plant) -> None:
@@ -85,13 +85,13 @@ def test_a_chip_that_bus_and_driver_both_list_counts_once(plant: Plant) -> None:
     for folder in ("sys/bus/i2c/drivers/ina3221", "sys/bus/i2c/devices"):
         (root / folder).mkdir(parents=True)
         (root / folder / "7-0040").symlink_to(root / "sys/devices/i2c-7/7-0040")
-    assert len(discover(root)) == 3
+    assert len(discover(root).rails) == 3
 
 
 def test_a_chip_that_only_the_bus_lists_is_found_by_its_name(plant: Plant) -> None:
     chip = "sys/bus/i2c/devices/1-0040"
     root = plant({**hwmon(f"{chip}/hwmon/hwmon1"), f"{chip}/name": "ina3221", "sys/bus/i2c/devices/1-0050/name": "24c02"})
-    assert len(discover(root)) == 3
+    assert len(discover(root).rails) == 3
 
 
 def test_the_rails_of_two_chips_are_all_found(plant: Plant, clock: Clock) -> None:
@@ -142,6 +142,16 @@ def test_labels_that_can_not_be_read_say_why(plant: Plant, break_file: Break, cl
     root = plant(iio())
     break_file(root / IIO / "rail_name_0", errno.EACCES)
     with pytest.raises(MeterUnavailable, match="rail_name_0: permission denied"):
+        Ina3221Meter(root, clock)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENODATA, errno.EIO])
+def test_a_label_that_can_not_be_read_costs_its_own_rail_alone(plant: Plant, break_file: Break, clock: Clock, code: int) -> None:
+    root = plant(hwmon())
+    break_file(root / HWMON / "in3_label", code)
+    assert set(Ina3221Meter(root, clock).read().rails_w) == {"VDD_IN", "VDD_CPU_GPU_CV"}
+    break_file(root / HWMON / "in1_label", code)
+    with pytest.raises(MeterUnavailable, match=r"the INA3221 sensor can't be read: .*in1_label"):
         Ina3221Meter(root, clock)
 
 

@@ -163,6 +163,7 @@ def test_the_newest_line_is_the_reading(child: Child, start: Start, clock: Clock
     reading = first_reading(meter)
     assert (reading.source, reading.quality, reading.power_w, reading.at_s) == ("tegrastats", "measured", 2.763, clock.now_s)
     assert set(reading.rails_w) == {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"}
+    assert (reading.temperatures_c["GPU"], reading.gpu_load_ratio) == (45.5, 0.0)
     assert meter.read() is None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from latentd.energy.meters.ina3221 import Ina3221Meter
 from latentd.energy.meters.nvml import NvmlMeter, import_pynvml
@@ -21,10 +21,13 @@ _POLL_S = 0.05
 
 
 class Choice(NamedTuple):
-    """The meter that serves, or None; and for each that was tried and passed over, the reason, in the order of trying."""
+    """The meter that serves, or None; and for each that was tried and passed over, the reason, in the order of trying. errors: what they
+    raised that nobody foresaw; whoever chooses counts and logs it.
+    """
 
     meter: Optional[Meter]
     passed_over: Mapping[str, str]
+    errors: Tuple[Exception, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -65,14 +68,18 @@ def choose_meter(
         "rapl": lambda: RaplMeter(root, clock),
     }
     passed_over: Dict[str, str] = {}
+    errors: List[Exception] = []
     for name in names:
         try:
             meter = _proven(makers[name](), wait)
         except MeterUnavailable as cause:
             passed_over[name] = cause.detail
+        except Exception as cause:  # noqa: BLE001  the border of a candidate: whatever it does, the others are tried
+            passed_over[name] = f"{name} failed: {cause!r}"
+            errors.append(cause)
         else:
-            return Choice(meter, passed_over)
-    return Choice(None, passed_over)
+            return Choice(meter, passed_over, tuple(errors))
+    return Choice(None, passed_over, tuple(errors))
 
 
 def _proven(meter: Meter, wait: Callable[[float], bool]) -> Meter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from latentd.energy import sysfs
 from latentd.energy.meters.reading import INPUT_RAILS, RAIL_PERIOD_S, Reading
@@ -36,9 +36,28 @@ class Rail(NamedTuple):
         return max(0.0, sysfs.read_number(self.folder / f"in_power{self.channel}_input") / 1e3)
 
 
-def discover(root: Path) -> List[Rail]:
-    """Every connected channel of every INA3221 under `root`; raises OSError where a label is there but can't be read."""
-    return [rail for chip in _chips(root) for rail in (*_hwmon_rails(chip), *_iio_rails(chip))]
+class Found(NamedTuple):
+    """unreadable: why a label can't be read, of those that are there."""
+
+    rails: List[Rail]
+    unreadable: List[OSError]
+
+
+def discover(root: Path) -> Found:
+    """Every connected channel of every INA3221 under `root`."""
+    found = Found([], [])
+    channels = (channel for chip in _chips(root) for channel in (*_hwmon_channels(chip), *_iio_channels(chip)))
+    for label, rail in channels:
+        try:
+            name = sysfs.read_text(label)
+        except FileNotFoundError:
+            continue
+        except OSError as cause:
+            found.unreadable.append(cause)
+            continue
+        if name and not _NOT_CONNECTED.search(name):
+            found.rails.append(rail._replace(name=name))
+    return found
 
 
 class Ina3221Meter:
@@ -70,14 +89,13 @@ class Ina3221Meter:
         self._rails = []
 
     def _find(self) -> None:
-        try:
-            self._rails = discover(self._root)
-        except OSError as cause:
-            raise MeterUnavailable(f"the INA3221 sensor can't be read: {sysfs.why(cause)}") from cause
-        if not self._rails:
-            raise MeterUnavailable(f"no INA3221 sensor under {self._root / 'sys/bus/i2c'}")
+        self._rails, unreadable = discover(self._root)
         names = [rail.name for rail in self._rails]
         found = next((name for name in INPUT_RAILS if name in names), None)
+        if found is None and unreadable:
+            raise MeterUnavailable(f"the INA3221 sensor can't be read: {sysfs.why(unreadable[0])}") from unreadable[0]
+        if not names:
+            raise MeterUnavailable(f"no INA3221 sensor under {self._root / 'sys/bus/i2c'}")
         if found is None:
             raise MeterUnavailable(
                 f"the INA3221 sensor has no input rail ({' or '.join(INPUT_RAILS)}), only {', '.join(names)}; "
@@ -123,23 +141,14 @@ def _is_ina3221(device: Path) -> bool:
         return False
 
 
-def _hwmon_rails(chip: Path) -> Iterator[Rail]:
+def _hwmon_channels(chip: Path) -> Iterator[Tuple[Path, Rail]]:
+    """The file of each channel's label, and the rail that is still without a name."""
     for folder in sorted(chip.glob("hwmon/hwmon*")):
         for channel in _HWMON_CHANNELS:
-            yield from _rail(folder / f"in{channel}_label", folder, channel, is_hwmon=True)
+            yield folder / f"in{channel}_label", Rail("", folder, channel, is_hwmon=True)
 
 
-def _iio_rails(chip: Path) -> Iterator[Rail]:
+def _iio_channels(chip: Path) -> Iterator[Tuple[Path, Rail]]:
     for folder in sorted(chip.glob("iio:device*")):
         for channel in _IIO_CHANNELS:
-            yield from _rail(folder / f"rail_name_{channel}", folder, channel, is_hwmon=False)
-
-
-def _rail(label: Path, folder: Path, channel: int, *, is_hwmon: bool) -> Iterator[Rail]:
-    """The channel, if it has a label that names something connected."""
-    try:
-        name = sysfs.read_text(label)
-    except FileNotFoundError:
-        return
-    if name and not _NOT_CONNECTED.search(name):
-        yield Rail(name, folder, channel, is_hwmon)
+            yield folder / f"rail_name_{channel}", Rail("", folder, channel, is_hwmon=False)

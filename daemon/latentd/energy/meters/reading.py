@@ -22,6 +22,7 @@ class Reading:
 
     The total is `power_w` (watts at that moment) or `energy_j` (a counter of joules with any origin); one of them is None.
     `rails_w` and `rails_j` say the same of the parts that were read anew this time; parts may overlap, so they are never added up.
+    temperatures_c and gpu_load_ratio are what some sensors say besides.
     """
 
     source: str
@@ -31,6 +32,8 @@ class Reading:
     energy_j: Optional[float] = None
     rails_w: Mapping[str, float] = field(default_factory=dict)
     rails_j: Mapping[str, float] = field(default_factory=dict)
+    temperatures_c: Mapping[str, Optional[float]] = field(default_factory=dict)
+    gpu_load_ratio: Optional[float] = None
 
 
 class Meter(Protocol):

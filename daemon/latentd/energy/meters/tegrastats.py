@@ -86,7 +86,15 @@ class TegrastatsMeter:
         if total is None:
             shown = ", ".join(stats.rails_w) or "no power at all, as it does on some boards without root"
             raise MeterUnavailable(f"tegrastats shows no input rail ({' or '.join(INPUT_RAILS)}), but {shown}")
-        return Reading(self.source, "measured", now_s, power_w=stats.rails_w[total], rails_w=stats.rails_w)
+        return Reading(
+            self.source,
+            "measured",
+            now_s,
+            power_w=stats.rails_w[total],
+            rails_w=stats.rails_w,
+            temperatures_c=stats.temperatures_c,
+            gpu_load_ratio=stats.gpu_load_ratio,
+        )
 
     def _newest_line(self) -> Optional[Stats]:
         """The last whole status line in the pipe; None when there is none. Raises MeterUnavailable once the child ended and all is read."""
