@@ -154,7 +154,7 @@ def test_evening_out_queries_and_keys_changes_no_answer(graph_and_taps: Graphs, 
 
     seen: Dict[str, Any] = {}
     monkeypatch.setattr(quantize_cpu, "_quantized_scores", in_float)
-    monkeypatch.setattr(quantize_cpu, "_static_layers", lambda taps, *rest: float_layers(*rest))
+    monkeypatch.setattr(quantize_cpu, "_dynamic_layers", float_layers)
     monkeypatch.setattr(quantize_cpu, "_embedded", float_embedding(quantize_cpu._embedded))
     graph, taps = graph_and_taps(kind)
     whole = expected(graph)

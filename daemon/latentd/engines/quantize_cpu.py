@@ -48,10 +48,9 @@ def static(graph: bytes, taps: Taps, tokens: bool = True) -> bytes:
 
 
 def scored(graph: bytes, taps: Taps, tokens: bool = True) -> bytes:
-    """As static, and the scores of attention are products in INT8 as well. tokens: as above."""
+    """As dynamic, and the scores of attention are products in INT8 as well, in ranges of the calibration. tokens: as above."""
     reading, taps = _prepared(graph, taps, tokens)
-    even = _even(reading, taps)
-    return _written(reading, functools.partial(_static_layers, taps), functools.partial(_quantized_scores, even))
+    return _written(reading, _dynamic_layers, functools.partial(_quantized_scores, _even(reading, taps)))
 
 
 def _prepared(graph: bytes, taps: Taps, tokens: bool) -> Tuple[Reading, Taps]:
