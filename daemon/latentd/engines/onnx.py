@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Dict, List, Optional, Set, Tuple, Type
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +99,9 @@ class OnnxStage:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        # Said, because left to itself ONNX Runtime ties its threads to cores: to ones that this process may not use, and to the very one on
+        # which its caller or the learner runs. An image takes three times as long then.
+        options.intra_op_num_threads = threads or len({_siblings(cpu) for cpu in _affinity()})
         options.log_severity_level = _ERRORS_ONLY
         # Spin between operators, which is fastest, but not after a run: there it would take cores and joules from the learner.
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -123,7 +125,19 @@ class OnnxStage:
 
 def usable_cores() -> int:
     """The cores that this process may run on: fewer than the machine has, under a container's or a service's affinity."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_affinity())
+
+
+def _affinity() -> Set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _siblings(cpu: int) -> str:
+    """The same for all hyperthreads of one core, which gain nothing by sharing one image."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return str(cpu)
 
 
 def engine_name(provider: str) -> str:
