@@ -95,8 +95,8 @@ class EngineConfig:
     )
     int8_min_cosine: float = setting(
         0.998,
-        "the gate of INT8: least cosine of its tokens with PyTorch's on probe images; random errors of 0.998 cost under half a point "
-        "on Objects-50",
+        "the gate of INT8: least cosine of its tokens with PyTorch's on probe images, and the mean on taught ones for a TensorRT plan; "
+        "random errors of 0.998 cost under half a point on Objects-50",
         "",
         0.0,
         1.0,

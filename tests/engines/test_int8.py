@@ -117,6 +117,17 @@ def test_one_that_is_hardly_faster_than_float_is_refused(bench: Bench, speeds: D
     )
 
 
+def test_a_spelling_that_this_onnx_runtime_does_not_take_leaves_the_others(
+    bench: Bench, speeds: Dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "SPELLINGS", {**int8.SPELLINGS, "scored": lambda graph, taps, tokens: b"no graph"})
+    speeds.update(static=0.5)
+    assert bench.choose(**INT8).stage.name == "onnxruntime-cpu-int8-static"
+    assert not list((bench.folder / "cache" / "onnx").glob("*.json"))  # it is asked again at the next start
+    reason = attempt(bench, engine__int8_min_cosine=1.0).reason
+    assert reason.startswith("scored: it can't be opened: see the log; static: cosine")
+
+
 def test_the_fastest_comes_first_and_what_is_not_worth_it_does_not_come() -> None:
     assert Timings({"float": 3.0, "dynamic": 2.0, "static": 1.0, "scored": 1.5}).fastest_first() == ["static", "scored", "dynamic"]
     assert Timings({"float": 3.0, "dynamic": 2.9, "static": 1.0, "scored": 2.9}).fastest_first() == ["static"]

@@ -13,7 +13,7 @@ import pytest
 
 import tiny
 from engines.conftest import Bench
-from latentd.engines import choose
+from latentd.engines import choose, plans
 from latentd.engines.compiling import PlanEngine
 from latentd.engines.recent import ENOUGH, KEPT, RecentImages
 from latentd.engines.stage import planar
@@ -103,42 +103,100 @@ def test_it_is_not_built_before_enough_was_taught_to_calibrate_on(bench: Bench, 
     assert bench.engine("fp16").lacks() is None
 
 
-def test_photographs_judge_it_too_and_what_fails_there_is_not_asked_again(
+def test_photographs_judge_it_too_and_the_next_start_which_has_none_remembers(
     bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.build("int8", **FLAGS)
     asked: List[int] = []
 
-    def agreement(stage: Any, pixels: Any, *_: Any) -> float:
+    def likeness(stage: Any, pixels: Any, *_: Any) -> float:
         asked.append(len(pixels))
-        return 0.99 if len(asked) == 1 else 0.5
+        return 0.5
 
-    config = tiny.settings(bench.folder, **FLAGS)
-    (candidate,) = (each for each in candidates(bench, config) if each.name == "tensorrt-int8")
-    assert candidate.plan is not None
-    monkeypatch.setattr(choose, "agreement", agreement)
-    artefacts = candidate.plan._artefacts
-    stage, attempt = choose._try_built(candidate, candidate.plan, artefacts, config, lambda: list(tiny.pixels(choose.JUDGES + 3)))
-    assert (stage, attempt.state, asked) == (None, "passed over", [PROBES, choose.JUDGES])
-    monkeypatch.undo()
-    install(monkeypatch, "10")
-    assert not list(bench.cache.glob("*.plan"))
-    with pytest.raises(EngineError, match=r"given up .* the last: cosine with eager PyTorch 0.500000, below 0.9"):
-        bench.build("int8", **FLAGS)
+    monkeypatch.setattr(choose, "likeness", likeness)
+    stage, attempt = tried(bench, choose.JUDGES + 3)
+    assert (stage, attempt.state, asked) == (None, "passed over", [choose.JUDGES])
+    assert attempt.reason == "cosine with eager PyTorch 0.500000 (mean of taught images), below 0.9"
+    assert tried(bench, 0)[1].reason == attempt.reason
+    lowered = bench.choose(**{**FLAGS, "engine__int8_min_cosine": 0.4})
+    assert lowered.stage.name == "tensorrt-int8"
+    assert [each.name for each in bench.choose(**FLAGS).pending] == ["tensorrt-fp16", "tensorrt-fp32"]  # nothing to build again
 
 
 def test_photographs_that_it_agrees_on_let_it_serve(bench: Bench, trt10: None) -> None:
     bench.build("int8", **FLAGS)
+    stage, attempt = tried(bench, 2)
+    assert stage is not None
+    assert attempt.state == "serving"
+    kept = json.loads(bench.plan().with_suffix(".json").read_text())["photographs_cosine"]
+    assert 0.9 < kept < 1
+    assert bench.choose(**FLAGS).stage.name == "tensorrt-int8"
+
+
+def test_photographs_of_which_it_makes_no_numbers_are_told_from_a_failure(bench: Bench, trt10: None) -> None:
+    (candidate,) = (each for each in candidates(bench, tiny.settings(bench.folder, **FLAGS)) if each.name == "tensorrt-int8")
+    bench.build("int8", **FLAGS)
+    stage = candidate.open()
+    pixels = tiny.pixels(3)
+    reference = bench.engine("int8", **FLAGS)._artefacts.eager(pixels)
+    assert 0.9 < choose.likeness(stage, pixels, reference, 2) < 1
+
+    class Broken:
+        spec = stage.spec
+
+        def encode(self, pixels: Any) -> Any:
+            return stage.encode(pixels)._replace(features=np.full((len(pixels), stage.spec.features_width), np.nan, np.float32))
+
+    assert choose.likeness(Broken(), pixels, reference, 2) == 0.0  # type: ignore[arg-type]
+
+
+def test_a_failure_under_the_eyes_of_photographs_is_not_held_against_the_plan(
+    bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.build("int8", **FLAGS)
+
+    def full(*_: Any) -> float:
+        raise EngineError("tensorrt-int8 failed on 8 images: CUDA out of memory")
+
+    monkeypatch.setattr(choose, "likeness", full)
+    assert tried(bench, 8)[1].state == "passed over"
+    monkeypatch.undo()
+    install(monkeypatch, "10")
+    assert bench.choose(**FLAGS).stage.name == "tensorrt-int8"
+
+
+def test_one_that_was_given_up_does_not_pretend_to_wait(bench: Bench, trt10: None) -> None:
+    engine = taught(bench, 0)
+    assert engine.lacks() is not None
+    _, key = engine._identified()
+    for _ in range(plans.TRIES):
+        plans.PlanCache(bench.cache).begin(key, "the build was cut off")
+    assert engine.lacks() is None
+    with pytest.raises(EngineError, match="given up after 3 tries"):
+        engine.build(lambda _: None, threading.Event())
+
+
+def test_a_machine_without_a_gpu_does_not_pretend_to_wait(bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_MEMORY", "none")
+    engine = taught(bench, 0)
+    assert engine.lacks() is None
+    with pytest.raises(EngineError, match="torch finds no GPU"):
+        engine.build(lambda _: None, threading.Event())
+
+
+def test_ranges_that_an_earlier_version_kept_are_removed(bench: Bench, trt10: None) -> None:
+    bench.cache.mkdir(exist_ok=True)
+    (bench.cache / "calibration-0123456789abcdef.cache").write_bytes(b"ranges")
+    bench.build("int8", **FLAGS)
+    assert not list(bench.cache.glob("calibration-*"))
+
+
+def tried(bench: Bench, photographs: int) -> Any:
+    """The INT8 plan, opened and gated, with so many taught images."""
     config = tiny.settings(bench.folder, **FLAGS)
     (candidate,) = (each for each in candidates(bench, config) if each.name == "tensorrt-int8")
     assert candidate.plan is not None
-    judges = list(tiny.pixels(2, seed=9))
-    stage, attempt = choose._try_built(candidate, candidate.plan, candidate.plan._artefacts, config, lambda: judges)
-    assert stage is not None
-    assert attempt.cosine is not None
-    alone = choose._try(candidate, candidate.plan._artefacts, config)[1].cosine
-    assert alone is not None
-    assert 0.9 < attempt.cosine <= alone
+    return choose._try(candidate, candidate.plan._artefacts, config, lambda: list(tiny.pixels(photographs, seed=9)))
 
 
 def candidates(bench: Bench, config: Any) -> List[choose.Candidate]:

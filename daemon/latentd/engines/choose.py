@@ -102,7 +102,7 @@ def choose(
         serving, attempt = _try(candidate, artefacts, config)
         attempts.append(attempt)
         if attempt.state == "waiting" and candidate.plan is not None:
-            gate = functools.partial(_try_built, candidate, candidate.plan, artefacts, config, images)
+            gate = functools.partial(_try, candidate, artefacts, config, images)
             pending.append(Pending(candidate.name, candidate.plan.build, gate, candidate.plan.lacks))
         log.info("engine %s: %s, %s (%.2f s)", attempt.engine, attempt.state, attempt.reason, attempt.seconds)
     if serving is None:
@@ -116,19 +116,10 @@ def choose(
     return Choice(serving, tuple(attempts), tuple(pending))
 
 
-def _try_built(
-    candidate: Candidate, plan: PlanEngine, artefacts: Artefacts, config: Config, images: Callable[[], Images]
+def _try(
+    candidate: Candidate, artefacts: Artefacts, config: Config, images: Callable[[], Images] = tuple
 ) -> Tuple[Optional[FrozenStage], Attempt]:
-    """INT8 is asked about photographs too, as long as there are any: the next start has none, so what fails here is never asked again."""
-    judges = list(images())[:JUDGES] if candidate.int8 else []
-    stage, attempt = _try(candidate, artefacts, config, judges)
-    if judges and attempt.state == "passed over":
-        plan.refuse(attempt.reason)
-    return stage, attempt
-
-
-def _try(candidate: Candidate, artefacts: Artefacts, config: Config, judges: Images = ()) -> Tuple[Optional[FrozenStage], Attempt]:
-    """judges: images besides the probes that it is asked about."""
+    """images: photographs that an INT8 plan is asked about too, when it was just built."""
     started = time.monotonic()
     try:
         stage = candidate.open()
@@ -137,29 +128,48 @@ def _try(candidate: Candidate, artefacts: Artefacts, config: Config, judges: Ima
     except EngineError as cause:
         return None, Attempt(candidate.name, "unavailable", cause.detail, None, time.monotonic() - started)
     try:
-        cosine = _agreement(candidate, stage, artefacts, config, judges)
+        cosine, of = min(
+            (_agreement(candidate, stage, artefacts, config), ""), _on_photographs(candidate, stage, artefacts, config, images)
+        )
     except EngineError as cause:
         stage.close()
         return None, Attempt(candidate.name, "passed over", cause.detail, None, time.monotonic() - started)
+    found = f"cosine with eager PyTorch {cosine:.6f}{of}"
     bound = config.engine.int8_min_cosine if candidate.int8 else config.engine.min_cosine
     if not cosine >= bound:
         stage.close()
-        return None, Attempt(
-            candidate.name, "passed over", f"cosine with eager PyTorch {cosine:.6f}, below {bound:g}", cosine, time.monotonic() - started
-        )
-    return stage, Attempt(candidate.name, "serving", f"cosine with eager PyTorch {cosine:.6f}", cosine, time.monotonic() - started)
+        return None, Attempt(candidate.name, "passed over", f"{found}, below {bound:g}", cosine, time.monotonic() - started)
+    return stage, Attempt(candidate.name, "serving", found, cosine, time.monotonic() - started)
 
 
-def _agreement(candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, config: Config, judges: Images = ()) -> float:
+def _on_photographs(
+    candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, config: Config, images: Callable[[], Images]
+) -> Tuple[float, str]:
+    """What taught images say of an INT8 plan, now or, where there are none, when it was built: the mean, as single ones of photographs turn
+    further than drawn ones. 1 where nobody was ever asked."""
+    if candidate.plan is None or not candidate.int8:
+        return 1.0, ""
+    photographs = images()[:JUDGES]
+    if photographs:
+        pixels = np.stack(photographs)
+        candidate.plan.judge(likeness(stage, pixels, artefacts.eager(pixels), config.engine.max_batch))
+        artefacts.release()
+    known = candidate.plan.judgement
+    return (1.0, "") if known is None else (known, " (mean of taught images)")
+
+
+def _agreement(candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, config: Config) -> float:
     """Patch tokens of INT8 count only where they are learned from, and together: it turns single ones further than the answer tells."""
     learned_from = artefacts.spec.split < artefacts.backbone.shape.depth
-    asked = [(probe_images(stage.spec.image_size), artefacts.reference())]
-    if judges:
-        photographs = np.stack(judges)
-        asked.append((photographs, artefacts.eager(photographs)))
-        artefacts.release()
     tokens, singly = learned_from or not candidate.int8, not candidate.int8
-    return min(agreement(stage, pixels, reference, config.engine.max_batch, tokens, singly) for pixels, reference in asked)
+    return agreement(stage, probe_images(stage.spec.image_size), artefacts.reference(), config.engine.max_batch, tokens, singly)
+
+
+def likeness(stage: FrozenStage, pixels: NDArray[np.uint8], reference: Reference, max_batch: int) -> float:
+    """The mean cosine of the class tokens of these images with the reference; 0 where any value is NaN or infinite."""
+    parts = [stage.encode(pixels[start : start + max_batch]).features for start in range(0, len(pixels), max_batch)]
+    found = np.concatenate(parts)
+    return float(_cosines(found, reference.features, stage.spec.width).mean()) if np.isfinite(found).all() else 0.0
 
 
 def agreement(
@@ -188,10 +198,15 @@ def _least_cosine(stage: FrozenStage, found: NDArray[np.float32], expected: NDAr
         raise EngineError(f"{stage.name} answers with shape {found.shape}, eager PyTorch with {expected.shape}")
     if not np.isfinite(found).all():
         raise EngineError(f"{stage.name} answers with NaN or infinite values")
-    width = width if width > 0 else int(np.prod(found.shape[1:]))
+    return float(_cosines(found, expected, width if width > 0 else int(np.prod(found.shape[1:]))).min())
+
+
+def _cosines(found: NDArray[np.float32], expected: NDArray[np.float32], width: int) -> NDArray[np.float64]:
+    """Of vectors of this width, in their order."""
     a, b = found.reshape(-1, width).astype(np.float64), expected.reshape(-1, width).astype(np.float64)  # (rows, D)
     scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return float(((a * b).sum(axis=1) / np.maximum(scale, 1e-30)).min())
+    cosines: NDArray[np.float64] = (a * b).sum(axis=1) / np.maximum(scale, 1e-30)
+    return cosines
 
 
 def _candidates(config: Config, artefacts: Artefacts, device: Callable[[], DeviceMemory], images: Callable[[], Images]) -> List[Candidate]:

@@ -104,13 +104,20 @@ class PlanEngine:
         have = len(self._images())
         if self._precision != "int8" or have >= ENOUGH:
             return None
+        try:
+            self._require_tries_left(self._identified()[1])
+        except EngineError:  # there is nothing to wait for: `build` says why
+            return None
         return f"INT8 is calibrated on taught images: {have} of {ENOUGH} were taught since the start"
 
-    def refuse(self, reason: str) -> None:
-        """The plan was built, ran, and is not to serve: it is removed, and not built again until something of its key changes."""
-        _, key = self._identified()
-        self._cache.give_up(key, reason)
-        self._cache.discard(key)
+    def judge(self, cosine: float) -> None:
+        """How near to PyTorch the plan came on photographs: kept with it."""
+        self._cache.judge(self._identified()[1], cosine)
+
+    @property
+    def judgement(self) -> Optional[float]:
+        """What `judge` was told of the plan in the cache; None where it was not asked."""
+        return self._cache.judgement(self._identified()[1])
 
     def build(self, report: Report, stopping: threading.Event) -> None:
         """Puts a plan into the cache. Raises EngineError with the reason where there is none in the end, Stopped when told to stop."""
@@ -135,7 +142,9 @@ class PlanEngine:
         self._cache.give_back(key)
 
     def _graph(self) -> Path:
-        return self._artefacts.graph(whole=self._precision == "int8")  # a calibration looks at what layers get
+        path = self._artefacts.graph(whole=self._precision == "int8")  # a calibration looks at what layers get
+        self._artefacts.release()  # it may have been exported, and this object waits
+        return path
 
     def _identified(self) -> Tuple[DeviceMemory, PlanKey]:
         """The device and the key of its plan; loads TensorRT and CUDA."""

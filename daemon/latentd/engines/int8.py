@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import platform
 import statistics
 import threading
@@ -59,6 +60,8 @@ def open_int8(artefacts: Artefacts, threads: int, fits: Callable[[FrozenStage], 
     timings = _timings(artefacts, threads)
     reasons = [
         f"{spelling}: {timings.gain(spelling):.2f} times as fast as float on this machine, {GAIN:g} are needed"
+        if math.isfinite(timings.seconds[spelling])
+        else f"{spelling}: it can't be opened: see the log"
         for spelling in SPELLINGS
         if spelling not in timings.fastest_first()
     ]
@@ -153,6 +156,8 @@ def _timings(artefacts: Artefacts, threads: int) -> Timings:
     kept = _kept(path, identity)
     if kept is None:
         kept = _measured(artefacts, threads)
+        if not all(math.isfinite(taken) for taken in kept.seconds.values()):
+            return kept  # what failed is tried again at the next start
         try:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps({"machine": identity, "seconds": dict(kept.seconds)}), encoding="utf-8")
@@ -164,13 +169,21 @@ def _timings(artefacts: Artefacts, threads: int) -> Timings:
 def _measured(artefacts: Artefacts, threads: int) -> Timings:
     stages: Dict[str, FrozenStage] = {FLOAT: OnnxStage(artefacts.spec, artefacts.graph(), CPU, threads)}
     try:
+        failed = {}
         for spelling in SPELLINGS:
-            stages[spelling] = open_spelling(artefacts, spelling, threads)
+            try:
+                stages[spelling] = open_spelling(artefacts, spelling, threads)
+            except EngineError as cause:  # an older ONNX Runtime may lack an operator of one alone
+                failed[spelling] = cause.detail
+                log.warning("INT8 %s: %s", spelling, cause.detail)
+        if len(failed) == len(SPELLINGS):
+            raise EngineError("; ".join(f"{spelling}: {detail}" for spelling, detail in failed.items()))
         seconds = interleaved(list(stages.values()), probe_images(artefacts.spec.image_size)[:1], _ROUNDS)
     finally:
         for stage in stages.values():
             stage.close()
-    return Timings({name: statistics.median(each) for name, each in zip(stages, seconds)})
+    found = {name: statistics.median(each) for name, each in zip(stages, seconds)}
+    return Timings({**dict.fromkeys(failed, math.inf), **found})
 
 
 def interleaved(stages: Sequence[FrozenStage], pixels: NDArray[np.uint8], rounds: int) -> List[List[float]]:

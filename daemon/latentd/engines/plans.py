@@ -77,6 +77,8 @@ class PlanCache:
 
     def store(self, key: PlanKey, plan: bytes) -> None:
         """The plan, then its checksum: what has no checksum was interrupted. The oldest plans make room. Raises OSError."""
+        for stale in self.folder.glob("calibration-*.cache"):  # ranges of taught images that an earlier version kept
+            stale.unlink()
         newest_first = sorted(self.folder.glob("*.plan"), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in newest_first[_KEPT - 1 :]:
             old.unlink()
@@ -84,6 +86,18 @@ class PlanCache:
         with replacing(self._path(key, ".plan")) as temporary:
             temporary.write_bytes(plan)
         _write_json(self._path(key, ".json"), {"key": asdict(key), "sha256": hashlib.sha256(plan).hexdigest()})
+
+    def judge(self, key: PlanKey, cosine: float) -> None:
+        """Keeps how near to PyTorch the plan came on photographs, which nobody has at the next start."""
+        try:
+            _write_json(self._path(key, ".json"), {**_read_json(self._path(key, ".json")), "photographs_cosine": cosine})
+        except OSError as cause:
+            log.warning("what photographs say of the plan can't be stored: %s", cause)
+
+    def judgement(self, key: PlanKey) -> Optional[float]:
+        """What `judge` has kept of this plan."""
+        found = _read_json(self._path(key, ".json")).get("photographs_cosine")
+        return found if isinstance(found, float) else None
 
     def discard(self, key: PlanKey) -> None:
         """Removes the plan: it is whole, but TensorRT refuses it."""
@@ -110,10 +124,6 @@ class PlanCache:
     def failed(self, key: PlanKey, reason: str) -> None:
         """Says why the try that was begun went wrong."""
         self._note(key, Tries(self.tries(key).bad, reason))
-
-    def give_up(self, key: PlanKey, reason: str) -> None:
-        """No further try is worth it."""
-        self._note(key, Tries(TRIES, reason))
 
     def give_back(self, key: PlanKey) -> None:
         """The try that was begun is not to be counted."""
