@@ -51,6 +51,9 @@ while [ $# -gt 0 ]; do
     shift
 done
 [ -z "$root" ] || [ -d "$root" ] || fail "$root is not a folder"
+[ -z "$root" ] || root=$(CDPATH='' cd -- "$root" && pwd)
+case $PYTHON in /*) ;; */*) PYTHON=$PWD/$PYTHON ;; esac
+cd / # Python imports what lies in the current folder before anything else
 venv=$root$LATENTD_HOME
 service_root=${root:+--root=$root}
 link=$root/usr/local/bin/latentd # where sudo finds it too, which looks in a few folders only
@@ -146,7 +149,7 @@ check_room() {
 pip_install() {
     # shellcheck disable=SC2086
     ${LATENTD_PIP:-"$venv/bin/python" -m pip} install --quiet --constraint "$work/pins.txt" "$@" && return
-    [ -z "$was_whole" ] || touch "$venv/whole" # what pip can't get it does not begin with
+    [ -z "$was_whole" ] || rm -f "$venv/unfinished" # what pip can't get it does not begin with
     exit 1
 }
 
@@ -162,19 +165,21 @@ write_pins() {
     fi
 }
 
+can_import_all() { can_import "$venv/bin/python" "torch, onnx, latentd.cli.app, latentd.service.supervisor"; }
 python_of() { "$1" -c 'import sys; print(sys.version_info[:2], sys.base_prefix)' 2>/dev/null; }
 version_of_latentd() { "$venv/bin/latentd" --version 2>/dev/null || true; }
 
-# Whether the last run left the environment whole on the disk: pip waits for no disk, so a power cut after it leaves empty files.
+# Whether the environment works, and no run was cut off in it: pip waits for no disk, so a power cut after it leaves empty files. What was made
+# before there was the mark counts as whole where it works, for the daemon runs in it, and making it anew takes a network.
 is_whole() {
-    [ -e "$venv/whole" ] && grep -q 'include-system-site-packages = true' "$venv/pyvenv.cfg" &&
-        [ "$(python_of "$venv/bin/python")" = "$(python_of "$PYTHON")" ] && [ -n "$(version_of_latentd)" ]
+    [ ! -e "$venv/unfinished" ] && grep -q 'include-system-site-packages = true' "$venv/pyvenv.cfg" &&
+        [ "$(python_of "$venv/bin/python")" = "$(python_of "$PYTHON")" ] && [ -n "$(version_of_latentd)" ] && can_import_all
 }
 
 make_environment() {
     if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ]; then fail "$LATENTD_HOME exists and is no environment" "Move it away, or name another with LATENTD_HOME="; fi
     was_whole=''
-    if is_whole; then
+    if [ -e "$venv" ] && is_whole; then
         was_whole=1
         did "the environment $LATENTD_HOME is there"
     else
@@ -183,7 +188,7 @@ make_environment() {
         "$PYTHON" -m venv --clear --system-site-packages ${LATENTD_PIP:+--without-pip} "$venv"
         did "made the environment $LATENTD_HOME, which sees the machine's torch and TensorRT"
     fi
-    rm -f "$venv/whole"
+    touch "$venv/unfinished"
 }
 
 install_package() {
@@ -195,11 +200,11 @@ install_package() {
     if outside onnxruntime >/dev/null; then extra=''; else extra='[onnxruntime]'; fi
     pip_install --upgrade --no-build-isolation "$work/$extra"
     [ ! -e "$venv/lib/python$version/site-packages/torch" ] || fail "pip put a torch into $LATENTD_HOME, in front of NVIDIA's" "$again"
-    can_import "$venv/bin/python" "torch, onnx, latentd.cli.app, latentd.service.supervisor" || fail "what was installed can't be imported: $words" "$again"
+    can_import_all || fail "what was installed can't be imported: $words" "$again"
     installed=$(version_of_latentd)
     [ -n "$installed" ] || fail "$LATENTD_HOME/bin/latentd does not run" "$again"
     sync
-    touch "$venv/whole"
+    rm -f "$venv/unfinished"
     did "installed $installed"
 }
 

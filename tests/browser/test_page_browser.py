@@ -201,6 +201,9 @@ def test_a_person_teaches_two_classes_asks_corrects_and_watches(
     facts = browser.script("return document.querySelector('aside').innerText")
     assert "onnxruntime" in facts or "eager" in facts
     assert re.search(r"Energy\s+(unavailable\s+\S|[\d.]+ m?k?J)", facts), facts
+    behind = {"state": "waiting", "lag_samples": 1200, "lag_s": 3.2}
+    shown = [browser.script("return learner(arguments[0])[1]", {**behind, "reason": reason}) for reason in ("too warm", None)]
+    assert shown == ["too warm; 1,200 waiting, 3 s behind", "1,200 waiting, 3 s behind"]
     assert browser.complaints() == []
 
 

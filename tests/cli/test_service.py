@@ -36,6 +36,8 @@ class System:
             raise InstallError(f"{line}: failed")
         if line.startswith(("systemctl enable", "systemctl disable")):
             self.is_enabled = "enable" in command
+        if line.startswith("systemctl restart"):
+            (self.root / STATE).mkdir(parents=True, exist_ok=True)
         if command[0] == "systemd-sysusers":
             with (self.root / "etc/passwd").open("a") as passwd:
                 passwd.write("latentd:x:999:999::/var/lib/latentd:/usr/sbin/nologin\n")
@@ -99,7 +101,7 @@ def test_an_upgrade_brings_the_new_unit_and_leaves_enabled_what_was_enabled(syst
     drop_in.write_text("[Service]\nCPUWeight=20\n")
     system.commands.clear()
     assert system.install() == [f"write /{UNIT_FOLDER}/{SERVICE}"]
-    assert system.commands == [], "neither enabled again nor another user"
+    assert system.commands == [f"systemctl is-enabled {SERVICE}"], "neither enabled again nor another user"
     assert "Type=notify" in system.unit().read_text()
     assert (system.root / "etc/latentd/config.toml").read_text() == "[log]\nlevel = 'debug'\n"
     assert drop_in.read_text() == "[Service]\nCPUWeight=20\n"
@@ -165,6 +167,18 @@ def test_a_first_installation_that_was_cut_off_after_any_step_is_completed_by_th
         system.install()
         assert (system.is_enabled, system.commands[-2:]) == (True, START), steps[:taken][-1:]
         assert not system.unit(installing.UNFINISHED).exists()
+
+
+def test_a_first_installation_that_failed_without_a_mark_is_completed_where_the_service_never_ran(live: System) -> None:
+    """As the version before the mark left it."""
+    live.fails = "systemctl enable"
+    with pytest.raises(InstallError):
+        live.install()
+    live.unit(installing.UNFINISHED).unlink()
+    live.fails = "no command"
+    live.install()
+    assert (live.is_enabled, live.commands[-2:]) == (True, START)
+    assert not live.unit(installing.UNFINISHED).exists()
 
 
 def test_a_service_that_never_ran_has_no_failure_to_forget(live: System) -> None:

@@ -112,6 +112,31 @@ def test_an_upgrade_for_which_pip_finds_no_network_leaves_the_environment_as_it_
     assert "the environment /opt/latentd is there" in board.install()
 
 
+def test_an_environment_of_the_version_before_which_left_no_mark_survives_a_pip_that_finds_no_network(board: Board) -> None:
+    board.install()
+    assert {path.name for path in board.venv.iterdir() if path.is_file()} <= {"pyvenv.cfg", ".gitignore"}, "as that version made it"
+    said = board.install(code=1, LATENTD_PIP="false")
+    assert "the environment /opt/latentd is there" in said
+    assert subprocess.run([str(board.venv / "bin/latentd"), "--version"], env={"NOTES": str(board.notes)}).returncode == 0
+
+
+@pytest.mark.parametrize("lost", ["lib/python*/site-packages/onnx.py", "bin/latentd"])
+def test_an_environment_without_a_mark_that_does_not_work_is_made_anew(board: Board, lost: str) -> None:
+    board.install()
+    (path,) = board.venv.glob(lost)
+    path.unlink()
+    assert "made anew" in board.install()
+
+
+def test_what_lies_in_the_folder_of_the_caller_is_not_imported(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board.plant(tmp_path / "here", {f"{name}.py": "raise SystemExit('not this one')\n" for name in ("torch", "onnx", "latentd", "venv")})
+    monkeypatch.chdir(tmp_path / "here")
+    board.install()
+    (tmp_path / "here/python").symlink_to(python38())
+    assert "did install" in board.install("--root", "../root", PYTHON="./python")
+    assert board.noted("latentd")[-1].endswith(f" --root={board.root}")
+
+
 @pytest.mark.parametrize("start", ["", "#!/no/such/python\n"])
 def test_a_latentd_that_does_not_run_is_not_installed(board: Board, start: str) -> None:
     board.tool("latentd", start)

@@ -90,7 +90,7 @@ def test_all_threads_together_take_what_is_planned_for_them(http: HttpConfig, ta
     share = next(part.planned_bytes for part in plan.parts if part.name == "decoders")
     assert len(taken) == 8
     assert max(each.most_bytes for each in taken.values()) <= share + SLACK, taken
-    assert taken["photo.webp"].most_bytes > 0.9 * memory_plan.PIXEL_BYTES * PIXELS, "the plan is larger than it need be"
+    assert taken["photo.webp"].most_bytes > 0.5 * memory_plan.PIXEL_BYTES * PIXELS, "the plan is twice what is needed"
 
 
 def test_of_a_transparent_picture_no_more_than_two_copies_are_held_at_a_time(taken: Dict[str, Taken]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import random
 import struct
 import threading
 import warnings
 import zlib
+from contextlib import nullcontext
 from typing import Any, List, Optional, Tuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from latentd.errors import ImageUndecodable, LatentdError, TooLarge, UnsupportedMedia
+from latentd.vision import images
 from latentd.vision.images import ImageLimits, decode
 
 LIMITS = ImageLimits(max_bytes=1 << 20, max_pixels=4_000_000, max_frames=1)
@@ -239,6 +242,25 @@ def test_a_truncated_image_is_undecodable(kind: str, kept: float) -> None:
     data = encoded(Image.fromarray(noise), kind)
     with pytest.raises(ImageUndecodable, match="can't be decoded"):
         decode(data[: int(len(data) * kept)], 32, LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("kept", [0.6, 1.0])
+def test_what_a_large_image_took_is_let_go_and_given_back_also_where_it_is_damaged(
+    kind: str, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def large() -> int:
+        return sum(issubclass(type(each), Image.Image) and each.width > 32 for each in gc.get_objects())
+
+    data = encoded(picture(200, 150), kind)
+    held = []
+    monkeypatch.setattr(images, "_LARGE", 200 * 150 - 1)
+    monkeypatch.setattr(images, "trim", lambda: held.append(large()))
+    gc.collect()
+    before = large()
+    with nullcontext() if kept == 1 else pytest.raises(ImageUndecodable):
+        decode(data[: int(len(data) * kept)], 32, LIMITS)
+    assert held == [before]
 
 
 def png_of(width: int, height: int) -> bytes:

@@ -127,7 +127,7 @@ def interpreter_of(program: Path) -> Optional[Path]:
 def install_steps(host: Host, executable: Path, start: bool) -> List[Step]:
     """What is still to do. executable: of latentd, as the service will see it."""
     mark = host.path(f"{UNIT_FOLDER}/{UNFINISHED}")
-    is_first = mark.exists() or not host.path(f"{UNIT_FOLDER}/{SERVICE}").exists()
+    is_first = mark.exists() or not host.path(f"{UNIT_FOLDER}/{SERVICE}").exists() or _never_began(host)
     files = [(f"{UNIT_FOLDER}/{UNFINISHED}", "latentd service install\n")] if is_first else []
     steps = [step for name, text in [*files, *_files(host, executable)] for step in _file_step(host, name, text)]
     if not host.has("etc/passwd", USER):
@@ -138,6 +138,11 @@ def install_steps(host: Host, executable: Path, start: bool) -> List[Step]:
         steps.append(Step(f"start {SERVICE} at every boot", lambda: host.systemctl("enable", SERVICE)))
         steps.append(Step(f"remove {mark}", mark.unlink))
     return [*steps, _start_step(host, is_first)] if start and host.is_live else steps
+
+
+def _never_began(host: Host) -> bool:
+    """Whether an installation that left no mark was not completed: neither enabled nor ever started, which makes the state folder."""
+    return not host.path(STATE).exists() and not host.is_enabled
 
 
 def _start_step(host: Host, is_first: bool) -> Step:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import traceback
 import zlib
 from dataclasses import dataclass
 from typing import Callable, Dict, Optional, Tuple
@@ -105,14 +106,26 @@ def decode(data: bytes, size: int, limits: ImageLimits, room: Optional[PixelRoom
     try:
         pixels = _pixels(data, kind, limits)
         with contextlib.nullcontext() if room is None else room.take(pixels):
-            square = _squashed(data, kind, size, limits)
-            if pixels > _LARGE:
-                trim()  # the C library would keep up to half of what this took, in each thread
+            try:
+                square = _squashed(data, kind, size, limits)
+            except (MemoryError, *_DAMAGE) as cause:
+                _let_go(cause)
+                raise
+            finally:
+                if pixels > _LARGE:
+                    trim()  # the C library would keep up to half of what this took, in each thread
     except (MemoryError, Image.DecompressionBombError) as cause:
         raise TooLarge(f"decoding the {kind} needs more memory than it may take: {cause}") from cause
     except _DAMAGE as cause:
         raise ImageUndecodable(f"the {kind} can't be decoded: {cause}") from cause
     return np.array(square, dtype=np.uint8)
+
+
+def _let_go(failure: Optional[BaseException]) -> None:
+    """Frees what was decoded before a failure, which would hold it until the request is answered."""
+    while failure is not None:
+        traceback.clear_frames(failure.__traceback__)
+        failure = failure.__context__
 
 
 def _kind(data: bytes) -> str:

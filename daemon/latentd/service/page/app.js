@@ -289,8 +289,8 @@ function energy(found) {
 }
 
 function learner(found) {
-  const lag = found.lag_samples ? `${count(found.lag_samples)} waiting, ${found.lag_s.toFixed(0)} s behind` : "nothing waits";
-  return [found.state, found.reason || lag];
+  const lag = found.lag_samples ? `${count(found.lag_samples)} waiting, ${found.lag_s.toFixed(0)} s behind` : null;
+  return [found.state, [found.reason, lag].filter(Boolean).join("; ") || "nothing waits"];
 }
 
 function doing(status) {
