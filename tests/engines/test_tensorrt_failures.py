@@ -189,8 +189,9 @@ def test_the_building_process_is_the_first_to_go_where_memory_runs_out(bench: Be
 
     def look(progress: Progress) -> None:
         if progress.phase == "building":
-            (child,) = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
-            scores.append(int(Path(f"/proc/{child}/oom_score_adj").read_text()))
+            children = [Path("/proc") / each for each in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()]
+            (builder,) = (each for each in children if b"latentd.engines.tensorrt_build" in (each / "cmdline").read_bytes())
+            scores.append(int((builder / "oom_score_adj").read_text()))
             stopping.set()
 
     with pytest.raises(Stopped):
