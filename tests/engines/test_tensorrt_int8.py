@@ -123,6 +123,17 @@ def test_photographs_judge_it_too_and_the_next_start_which_has_none_remembers(
     assert [each.name for each in bench.choose(**FLAGS).pending] == ["tensorrt-fp16", "tensorrt-fp32"]  # nothing to build again
 
 
+def test_what_photographs_say_counts_though_it_can_not_be_stored(bench: Bench, trt10: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.build("int8", **FLAGS)
+
+    def full(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(choose, "likeness", lambda *_: 0.5)
+    monkeypatch.setattr(plans, "_write_json", full)
+    assert tried(bench, 8)[1].reason == "cosine with eager PyTorch 0.500000 (mean of taught images), below 0.9"
+
+
 def test_photographs_that_it_agrees_on_let_it_serve(bench: Bench, trt10: None) -> None:
     bench.build("int8", **FLAGS)
     stage, attempt = tried(bench, 2)

@@ -152,10 +152,15 @@ def _on_photographs(
     photographs = images()[:JUDGES]
     if photographs:
         pixels = np.stack(photographs)
-        candidate.plan.judge(likeness(stage, pixels, artefacts.eager(pixels), config.engine.max_batch))
+        cosine = likeness(stage, pixels, artefacts.eager(pixels), config.engine.max_batch)
         artefacts.release()
-    known = candidate.plan.judgement
-    return (1.0, "") if known is None else (known, " (mean of taught images)")
+        candidate.plan.judge(cosine)
+    else:
+        kept = candidate.plan.judgement
+        if kept is None:
+            return 1.0, ""
+        cosine = kept
+    return cosine, " (mean of taught images)"
 
 
 def _agreement(candidate: Candidate, stage: FrozenStage, artefacts: Artefacts, config: Config) -> float:
