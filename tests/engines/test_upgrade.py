@@ -204,18 +204,21 @@ def test_a_build_waits_for_room_and_shows_for_what(monkeypatch: pytest.MonkeyPat
     assert (seen, world.upgrade.building) == (["fp16"], None)
 
 
-def test_stopping_ends_the_wait_for_room() -> None:
+@pytest.mark.parametrize("what", ["obstacle", "lacks"])
+def test_stopping_ends_the_wait_for_what_a_build_needs(what: str) -> None:
     asked = threading.Event()
 
     def never() -> str:
         asked.set()
-        return "no room"
+        return "not yet"
 
-    world = World(("fp16", astray, "serving"), obstacle=never)
+    waits: Any = {what: never}
+    world = World(("fp16", astray, "serving"), **waits)
     world.upgrade.start()
     assert asked.wait(WAIT_S)
     assert world.upgrade.stop(WAIT_S)
-    assert world.shown[-1].attempts[0].state == "waiting"
+    assert world.shown[-1].attempts[0] == Attempt("fp16", "waiting", "not yet")
+    assert not world.old.closed
 
 
 def test_the_next_one_serves_while_the_best_still_lacks_something(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,18 +239,3 @@ def test_the_next_one_serves_while_the_best_still_lacks_something(monkeypatch: p
     assert [stage.closed for stage in (world.old, *world.made)] == [True, True, False]
     waited = [choice.attempts[0].reason for choice in world.shown if choice.attempts[0].state == "waiting"]
     assert list(dict.fromkeys(waited)) == ["3 of 32", "9 of 32"]
-
-
-def test_stopping_ends_the_wait_for_what_is_lacking() -> None:
-    asked = threading.Event()
-
-    def lacks() -> str:
-        asked.set()
-        return "3 of 32"
-
-    world = World(("int8", astray, "serving"), lacks=lacks)
-    world.upgrade.start()
-    assert asked.wait(WAIT_S)
-    assert world.upgrade.stop(WAIT_S)
-    assert world.shown[-1].attempts[0] == Attempt("int8", "waiting", "3 of 32")
-    assert not world.old.closed

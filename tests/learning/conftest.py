@@ -1,4 +1,4 @@
-"""Fixtures of the learner's tests: journals, as many as a test wants."""
+"""Fixtures of the learner's tests: journals, as many as a test wants; the blocks above a split; a GPU that is imitated."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import Callable, Iterator
 
 import pytest
 
+import tiny
+from fake_cuda import FakeCuda
 from latentd.learning import learner as learner_module
 from latentd.learning import log_reader
+from latentd.learning.blocks import UpperBlocks
+from latentd.learning.place import Place
 from latentd.replay.journal import Journal
 from lessons import running_journal
 
@@ -28,6 +32,16 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     """One in the test's own folder."""
     with running_journal(tmp_path) as running:
         yield running
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> UpperBlocks:
+    return UpperBlocks.load(tiny.backbone(tmp_path), 1)
+
+
+@pytest.fixture
+def on_gpu(fake_cuda: FakeCuda) -> Place:
+    return Place(fake_cuda.queue())
 
 
 @pytest.fixture

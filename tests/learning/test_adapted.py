@@ -23,11 +23,6 @@ from latentd.replay.records import Entry, sample_id_of
 from sleepers import CODEC, POOL, SETTINGS, D, code, filled, held, latent, run
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> UpperBlocks:
-    return UpperBlocks.load(tiny.backbone(tmp_path), 1)
-
-
 def right(adapted: Adapted, of: Dict[str, Tuple[int, bytes]]) -> float:
     opinion = adapted.opinion(adapted.head(), list(of))
     answers = np.array(opinion.class_ids)[opinion.scores.argmax(axis=1)]

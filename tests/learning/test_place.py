@@ -29,16 +29,6 @@ FULL = "CUDA out of memory. Tried to allocate 20.00 MiB"
 BRIEF = dataclasses.replace(SETTINGS, epochs=1.0)  # two mini-batches of 20 latents
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> UpperBlocks:
-    return UpperBlocks.load(tiny.backbone(tmp_path), 1)
-
-
-@pytest.fixture
-def on_gpu(fake_cuda: FakeCuda) -> Place:
-    return Place(fake_cuda.queue())
-
-
 Limit = Callable[[int], List[int]]
 
 

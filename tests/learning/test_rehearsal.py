@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Tuple
 
 import numpy as np
 import pytest
 
-import tiny
 from latentd.learning import rehearsal
 from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import UpperBlocks
@@ -20,11 +18,6 @@ from latentd.replay.records import Entry, sample_id_of
 from sleepers import CODEC, SETTINGS, D, code, run
 
 RUN = 5  # samples taught in a row under one label
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> UpperBlocks:
-    return UpperBlocks.load(tiny.backbone(tmp_path), 1)
 
 
 def class_of(seq: int) -> int:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import tiny
 from fake_cuda import FakeCuda
 from latentd.learning.adapted import Adapted
 from latentd.learning.blocks import RankedBlocks, UpperBlocks
 from latentd.learning.place import Place
 from learning.test_place import BRIEF, FULL, asleep, assert_same
 from sleepers import CODEC, filled, held, run
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> UpperBlocks:
-    return UpperBlocks.load(tiny.backbone(tmp_path), 1)
-
-
-@pytest.fixture
-def on_gpu(fake_cuda: FakeCuda) -> Place:
-    return Place(fake_cuda.queue())
 
 
 def full_on_the_gpu(monkeypatch: pytest.MonkeyPatch, fake_cuda: FakeCuda, owner: type, name: str) -> None:

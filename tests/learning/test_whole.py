@@ -29,11 +29,6 @@ NAMES = {0: "cat", 1: "dog"}
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> UpperBlocks:
-    return UpperBlocks.load(tiny.backbone(tmp_path), 1)
-
-
-@pytest.fixture
 def unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sleep that begins at once."""
     monkeypatch.setattr(rehearsal, "ENOUGH", 0)

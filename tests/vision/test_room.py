@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack
 
+import pytest
+
 from latentd.vision.room import PixelRoom
 
 WAIT_S = 10.0
@@ -32,22 +34,14 @@ def test_images_that_fit_together_come_in_together() -> None:
             held.enter_context(room.take(pixels))
 
 
-def test_one_that_does_not_fit_waits_until_the_other_is_done() -> None:
+@pytest.mark.parametrize(("inside", "outside"), [(60, 41), (101, 1)])  # 101: larger than the room, so it is there alone
+def test_one_that_does_not_fit_beside_another_waits_until_that_is_done(inside: int, outside: int) -> None:
     room = PixelRoom(100)
-    with room.take(60):
-        second = Visitor(room, 41)
+    with room.take(inside):
+        second = Visitor(room, outside)
         assert not second.inside.wait(0.05)
     assert second.inside.wait(WAIT_S)
     second.leave.set()
-
-
-def test_an_image_larger_than_the_room_comes_in_alone() -> None:
-    room = PixelRoom(100)
-    with room.take(101):
-        small = Visitor(room, 1)
-        assert not small.inside.wait(0.05)
-    assert small.inside.wait(WAIT_S)
-    small.leave.set()
 
 
 def test_a_large_image_that_waits_is_not_overtaken_by_small_ones() -> None:
